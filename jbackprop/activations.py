@@ -1,0 +1,247 @@
+"""Activations: f and its derivative f', side by side.
+
+`f` maps the weighted input z^l to the activation a^l, element by element; `df` is f', written as
+the formula of z that keeps its accuracy where f saturates. (a(1 - a) for the sigmoid is exactly 0
+in float32 from z = 17 on; σ(z) σ(-z) is right until it underflows.) Both keep shape and dtype.
+
+At a kink f' takes the value that `jax.grad` gives for the function of the same name in `jax.nn`:
+relu'(0) = 0, leaky_relu'(0) = 1, and a clamp's slope at its own limits is that of the flat part,
+except for hard_tanh, whose slope at ±1 is 1.
+
+Every f and f' is a module-level function, so that an `Activation` pickles and compares by value.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Z = Float[Array, "*batch n"]
+
+
+@dataclass(frozen=True)
+class Activation:
+    """f and f'. Your own is a record of two functions of z and nothing else.
+
+    Attributes:
+        name: what tables, figures and errors call it.
+        f: z of shape (n,) to a of shape (n,).
+        df: z of shape (n,) to f'(z) of shape (n,).
+
+    `Activation` is a static description: hashable, never a pytree. Define f and df once, at module
+    level: a network made of fresh lambdas compiles anew each time.
+
+    >>> import jax.numpy as jnp
+    >>> from jbackprop import Activation, Network
+    >>> cube = Activation("cube", lambda z: z**3, lambda z: 3 * z**2)
+    >>> cube.df(jnp.array([2.0]))
+    Array([12.], dtype=float32)
+    >>> Network((2, 3, 1), cube).activations[0].name
+    'cube'
+    """
+
+    name: str
+    f: Callable[[Any], Any]
+    df: Callable[[Any], Any]
+
+
+def _identity(z: Z) -> Z:
+    return z
+
+
+def _d_identity(z: Z) -> Z:
+    return jnp.ones_like(z)
+
+
+def _sigmoid(z: Z) -> Z:
+    return jax.nn.sigmoid(z)
+
+
+def _d_sigmoid(z: Z) -> Z:
+    return jax.nn.sigmoid(z) * jax.nn.sigmoid(-z)
+
+
+def _tanh(z: Z) -> Z:
+    return jnp.tanh(z)
+
+
+def _d_tanh(z: Z) -> Z:
+    a = jnp.tanh(z)  # the compiler shares it with the forward pass
+    return (1 - a) * (1 + a)
+
+
+def _relu(z: Z) -> Z:
+    return jax.nn.relu(z)
+
+
+def _d_relu(z: Z) -> Z:
+    return (z > 0).astype(z.dtype)
+
+
+def _leaky_relu(z: Z) -> Z:
+    return jax.nn.leaky_relu(z, 0.01)
+
+
+def _d_leaky_relu(z: Z) -> Z:
+    return jnp.where(z >= 0, jnp.ones_like(z), 0.01)
+
+
+def _exp_where_negative(z: Z) -> Z:
+    """e^z for z ≤ 0 and 1 above, without an overflow on the side that is not taken."""
+    return jnp.exp(jnp.minimum(z, 0))
+
+
+def _elu(z: Z) -> Z:
+    return jax.nn.elu(z)
+
+
+def _celu(z: Z) -> Z:
+    return jax.nn.celu(z)
+
+
+# Klambauer et al., "Self-Normalizing Neural Networks", 2017, arXiv:1706.02515
+_SELU_ALPHA = 1.6732632423543772848170429916717
+_SELU_SCALE = 1.0507009873554804934193349852946
+
+
+def _selu(z: Z) -> Z:
+    return jax.nn.selu(z)
+
+
+def _d_selu(z: Z) -> Z:
+    return _SELU_SCALE * jnp.where(z > 0, 1, _SELU_ALPHA * _exp_where_negative(z))
+
+
+def _softplus(z: Z) -> Z:
+    return jax.nn.softplus(z)
+
+
+def _silu(z: Z) -> Z:
+    return jax.nn.silu(z)
+
+
+def _d_silu(z: Z) -> Z:
+    return jax.nn.sigmoid(z) * (1 + z * jax.nn.sigmoid(-z))
+
+
+# Hendrycks and Gimpel, "Gaussian Error Linear Units", 2016, arXiv:1606.08415. Their
+# ½ (1 + tanh u) is σ(2u), which does not cancel for z < 0.
+_GELU_C = math.sqrt(2 / math.pi)
+
+
+def _gelu(z: Z) -> Z:
+    return z * jax.nn.sigmoid(2 * _GELU_C * (z + 0.044715 * z**3))
+
+
+def _d_gelu(z: Z) -> Z:
+    two_u = 2 * _GELU_C * (z + 0.044715 * z**3)
+    slope = 2 * _GELU_C * (1 + 3 * 0.044715 * z**2)
+    return jax.nn.sigmoid(two_u) * (1 + z * slope * jax.nn.sigmoid(-two_u))
+
+
+def _gelu_exact(z: Z) -> Z:
+    return jax.nn.gelu(z, approximate=False)
+
+
+def _d_gelu_exact(z: Z) -> Z:
+    cdf = jax.lax.erfc(-z * math.sqrt(0.5)) / 2
+    return cdf + z * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _mish(z: Z) -> Z:
+    return z * jnp.tanh(jax.nn.softplus(z))
+
+
+def _d_mish(z: Z) -> Z:
+    t = jnp.tanh(jax.nn.softplus(z))
+    return t + z * jax.nn.sigmoid(z) * (1 - t) * (1 + t)
+
+
+def _softsign(z: Z) -> Z:
+    return z / (1 + jnp.abs(z))
+
+
+def _d_softsign(z: Z) -> Z:
+    return 1 / (1 + jnp.abs(z)) ** 2
+
+
+def _hard_tanh(z: Z) -> Z:
+    return jax.nn.hard_tanh(z)
+
+
+def _d_hard_tanh(z: Z) -> Z:
+    return ((z >= -1) & (z <= 1)).astype(z.dtype)
+
+
+def _hard_sigmoid(z: Z) -> Z:
+    return jax.nn.hard_sigmoid(z)
+
+
+def _d_hard_sigmoid(z: Z) -> Z:
+    return jnp.where((z > -3) & (z < 3), jnp.full_like(z, 1 / 6), 0)
+
+
+def _relu6(z: Z) -> Z:
+    return jax.nn.relu6(z)
+
+
+def _d_relu6(z: Z) -> Z:
+    return ((z > 0) & (z < 6)).astype(z.dtype)
+
+
+# ½ (z + r) with r = √(z² + 4) cancels for z < 0; there it is 2 / (r - z). Then f' = f / r. Source of
+# f: Barron, "Squareplus: A Softplus-Like Algebraic Rectifier", 2021, arXiv:2112.11687
+def _squareplus(z: Z) -> Z:
+    magnitude = jnp.where(z > 0, z, -z)  # not abs: its derivative at 0 would be wrong for either side
+    s = jnp.sqrt(z**2 + 4) + magnitude
+    return jnp.where(z > 0, s / 2, 2 / s)
+
+
+def _d_squareplus(z: Z) -> Z:
+    return _squareplus(z) / jnp.sqrt(z**2 + 4)
+
+
+def _log_sigmoid(z: Z) -> Z:
+    return -jax.nn.softplus(-z)
+
+
+def _d_log_sigmoid(z: Z) -> Z:
+    return jax.nn.sigmoid(-z)
+
+
+def _softmax(z: Z) -> Z:
+    return jax.nn.softmax(z)
+
+
+def _d_softmax(z: Float[Array, " n"]) -> Float[Array, "n n"]:
+    y = jax.nn.softmax(z)
+    return jnp.diag(y) - jnp.outer(y, y)
+
+
+identity = Activation("identity", _identity, _d_identity)
+sigmoid = Activation("sigmoid", _sigmoid, _d_sigmoid)
+tanh = Activation("tanh", _tanh, _d_tanh)
+relu = Activation("relu", _relu, _d_relu)
+leaky_relu = Activation("leaky_relu", _leaky_relu, _d_leaky_relu)
+elu = Activation("elu", _elu, _exp_where_negative)
+selu = Activation("selu", _selu, _d_selu)
+celu = Activation("celu", _celu, _exp_where_negative)
+softplus = Activation("softplus", _softplus, _sigmoid)
+silu = Activation("silu", _silu, _d_silu)
+gelu = Activation("gelu", _gelu, _d_gelu)
+gelu_exact = Activation("gelu_exact", _gelu_exact, _d_gelu_exact)
+mish = Activation("mish", _mish, _d_mish)
+softsign = Activation("softsign", _softsign, _d_softsign)
+hard_tanh = Activation("hard_tanh", _hard_tanh, _d_hard_tanh)
+hard_sigmoid = Activation("hard_sigmoid", _hard_sigmoid, _d_hard_sigmoid)
+relu6 = Activation("relu6", _relu6, _d_relu6)
+squareplus = Activation("squareplus", _squareplus, _d_squareplus)
+log_sigmoid = Activation("log_sigmoid", _log_sigmoid, _d_log_sigmoid)
+
+# An output only: its derivative is a full Jacobian, diag(y) - y yᵀ, which `df` gives for looking.
+# The output heads in costs.py multiply by it without forming it.
+softmax = Activation("softmax", _softmax, _d_softmax)

@@ -1,0 +1,142 @@
+"""Backpropagation, by hand: the δ recursion, for ONE example. `jax.vmap` makes the batch.
+
+    symbol                      code                  shape           meaning
+    x = a^0                     x, tape.a[0]          (n_0,)          input
+    w^l, b^l                    w, b                  (n_l, n_{l-1})  weights and bias, l = 1 … L
+    z^l = w^l a^{l-1} + b^l     z                     (n_l,)          weighted input
+    a^l = f(z^l)                a                     (n_l,)          activation
+    y = a^L                     y                     (n_L,)          output
+    t                           t                     (n_L,)          ground truth
+    C                           cost                  ()              cost of one example
+    δ^l = ∂C/∂z^l               delta                 (n_l,)          error
+
+    δ^L      = ∇_y C ⊙ f'(z^L)                                        `backward`
+    δ^l      = (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l)      l = L-1 … 1          `propagate`
+    ∂C/∂w^l  = δ^l (a^{l-1})ᵀ                    l = 1 … L            `gradients`
+    ∂C/∂b^l  = δ^l
+
+Erratum: one slide's general line has a_{jk}^{l-1} for a_k^{l-1}.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.checks import as_target, check_deltas, check_feedback, check_tape
+from jbackprop.costs import head
+from jbackprop.network import Layer, Network, Params, Tape, as_layers
+
+Deltas = tuple[Float[Array, "*batch n"], ...]
+
+
+class Signal(NamedTuple):
+    """All that reaches hidden layer l on the way back, of ONE example."""
+
+    w: Any  # w^{l+1}
+    feedback: Any  # what the rule keeps for this layer, or None
+    delta: Any  # δ^{l+1}
+    output_delta: Any  # δ^L
+    t: Any  # the ground truth, or None
+    a: Any  # a^l
+    slope: Any  # f'(z^l)
+    key: Any  # this example's and layer's own key, or None
+
+
+def none(net: Network, params: Params, key: Any) -> tuple[()]:
+    """The feedback of a rule that keeps none."""
+    return ()
+
+
+def keep(net: Network, params: Params, feedback: Any, updates: Any, factors: Any, key: Any) -> Any:
+    """The update of feedback that stays as it is."""
+    return feedback
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How δ is carried back: the one line of the recursion that may be replaced.
+
+    Attributes:
+        name: what tables, figures and errors call it.
+        delta: a `Signal` to δ^l of shape (n_l,).
+        init: (net, params, key) to the feedback, one entry per hidden layer, or ().
+        update: (net, params, feedback, updates, factors, key) to the next feedback, run after a step
+            with the params before it and the updates that were added to them.
+    """
+
+    name: str
+    delta: Callable[[Signal], Any]
+    init: Callable[..., Any] = none
+    update: Callable[..., Any] = keep
+
+
+def _backpropagation(s: Signal) -> Float[Array, " n"]:
+    return (s.w.T @ s.delta) * s.slope
+
+
+backpropagation = Rule("backpropagation", _backpropagation)
+
+
+def propagate(
+    net: Network,
+    params: Any,
+    tape: Tape,
+    delta_L: Any,
+    *,
+    rule: Rule = backpropagation,
+    feedback: Any = (),
+    t: Any = None,
+    key: Any = None,
+) -> Deltas:
+    """The recursion alone: δ^l = (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l) for l = L-1 … 1, from a given δ^L.
+
+    `rule` replaces its line, reading `feedback` (one entry per hidden layer), `t` and `key` if it does.
+    Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
+    """
+    check_tape(net, tape)
+    check_feedback(net, feedback)
+    check_deltas("delta_L", (delta_L,), tape.z[-1:])
+    t = None if t is None else as_target(net, t, tape.z[-1].dtype)
+    nothing = (None,) * (len(net.sizes) - 2)
+    keys = nothing if key is None else jax.random.split(key, len(nothing))
+    layers, fs = as_layers(net, params), net.activations
+
+    deltas = (delta_L,)
+    hidden = zip(layers[1:], feedback or nothing, tape.z[:-1], tape.a[1:-1], fs[:-1], keys, strict=True)
+    for (w, _), kept, z, a, f, k in reversed(tuple(hidden)):
+        delta = rule.delta(Signal(w, kept, deltas[0], delta_L, t, a, f.df(z), k))
+        check_deltas(f"rule {rule.name}", (delta,), (z,))
+        deltas = (delta, *deltas)
+    return deltas
+
+
+def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
+    """The backward pass: δ^L = ∇_y C ⊙ f'(z^L), in closed form where `costs.head` has one, then `propagate`.
+
+    Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
+    """
+    check_tape(net, tape)
+    z, y = tape.z[-1], tape.a[-1]
+    delta_L = head(net.output, net.cost).delta(z, y, as_target(net, t, y.dtype))
+    return propagate(net, params, tape, delta_L)
+
+
+def gradients(tape: Tape, deltas: Deltas) -> Params:
+    """The outer products of the last slide: ∂C/∂w^l = δ^l (a^{l-1})ᵀ and ∂C/∂b^l = δ^l.
+
+    >>> import jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1, 1))
+    >>> params = [(jnp.ones((1, 2)), jnp.zeros(1)), (jnp.ones((1, 1)), jnp.zeros(1))]
+    >>> tape = jb.forward(net, params, jnp.array([1.0, -1.0]))
+    >>> jb.gradients(tape, jb.backward(net, params, tape, jnp.array([2.0])))[0].w.tolist()
+    [[-2.0, 2.0]]
+    """
+    check_deltas("deltas", deltas, tape.z)
+    return tuple(
+        Layer(jnp.outer(delta, a), delta) for delta, a in zip(deltas, tape.a[:-1], strict=True)
+    )

@@ -1,0 +1,188 @@
+"""The border: what users may pass, made into arrays that fit; or an error that names the argument.
+
+Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError` there,
+before anything is computed. Values are not: `check_batch` looks at those, on the host.
+"""
+
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jbackprop.costs import Cost, binary_cross_entropy, cross_entropy
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """What the checks need of a `Network`, which stands above this file."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]: ...
+
+    @property
+    def cost(self) -> Cost: ...
+
+
+def fail(net: Sized, name: str, expected: str, got: Any) -> NoReturn:
+    """Raises the one form of error that a shape gets."""
+    got = getattr(got, "shape", got)
+    raise ValueError(f"{name}: expected {expected} for a network with sizes {net.sizes}, got {got}")
+
+
+def as_real(name: str, value: Any, dtype: Any = None) -> Array:
+    """An array of a real or bool dtype, or of `dtype`."""
+    try:
+        if np.iscomplexobj(value):
+            raise TypeError
+        return jnp.asarray(value, dtype)
+    except (TypeError, ValueError):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise ValueError(f"{name}: expected an array of real numbers, got {kind}") from None
+
+
+def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
+    """(w^l, b^l) per layer, from any structure that unpacks to them."""
+    depth = len(net.sizes) - 1
+    try:
+        pairs = tuple((as_real("w", w), as_real("b", b)) for w, b in params)
+    except (TypeError, ValueError):
+        fail(net, "params", "arrays (w, b) per layer", type(params).__name__)
+    if len(pairs) != depth:
+        fail(net, "params", f"{depth} layers of (w, b)", f"{len(pairs)}")
+    for l, (w, b) in enumerate(pairs, start=1):
+        n_in, n_out = net.sizes[l - 1 : l + 1]
+        if w.shape != (n_out, n_in):
+            fail(net, "params", f"w^{l} of shape {(n_out, n_in)}", w)
+        if b.shape != (n_out,):
+            fail(net, "params", f"b^{l} of shape {(n_out,)}", b)
+    dtypes = {leaf.dtype for pair in pairs for leaf in pair}
+    if len(dtypes) > 1 or not jnp.issubdtype(*dtypes, jnp.floating):
+        fail(net, "params", "one floating dtype throughout", ", ".join(sorted(d.name for d in dtypes)))
+    return pairs
+
+
+def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
+    """x in the parameters' dtype: one example (rank 1), a batch (rank 2), or any leading axes (None)."""
+    x = as_real("x", x, dtype)
+    n = net.sizes[0]
+    if rank == 1 and x.shape != (n,):
+        fail(net, "x", f"one example of shape {(n,)}", x)
+    if rank == 2 and (x.ndim != 2 or x.shape[1] != n):
+        fail(net, "x", f"shape (B, {n})", x)
+    if rank == 2 and len(x) == 0:
+        fail(net, "x", "at least one example", x)
+    if x.ndim == 0 or x.shape[-1] != n:
+        fail(net, "x", f"shape (..., {n})", x)
+    return x
+
+
+def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
+    """t of shape (*lead, n_L) in the parameters' dtype; a label becomes one-hot, or NaN out of range."""
+    t = as_real("t", t)
+    n = net.sizes[-1]
+    shape = (*lead, n)
+    if jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
+        if net.cost != cross_entropy:
+            fail(net, "t", f"shape {shape}, since the cost {net.cost.name} takes no integer labels,", t)
+        t = t.astype(jnp.promote_types(t.dtype, jnp.int32))  # uint8 cannot be compared with n > 255
+        # `one_hot` gives zeros out of range, as if the example had no class and no cost
+        in_range = ((t >= 0) & (t < n))[..., None]
+        return jnp.where(in_range, jax.nn.one_hot(t, n, dtype=dtype), jnp.nan)
+    if t.shape != shape:
+        labels = f" or integer labels of shape {lead}" if net.cost == cross_entropy else ""
+        fail(net, "t", f"shape {shape}{labels}", t)
+    return t.astype(dtype)
+
+
+def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
+    """weight of shape (B,), at least float32 since it enters sums; a negative one raises, or becomes NaN."""
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    if weight is None:
+        return jnp.ones(batch, dtype)
+    weight = as_real("weight", weight, dtype)
+    if weight.shape != (batch,):
+        raise ValueError(f"weight: expected shape ({batch},), one for each example, got {weight.shape}")
+    bad = ~(weight >= 0)
+    if not isinstance(weight, jax.core.Tracer) and bad.any():
+        row = int(bad.argmax())
+        raise ValueError(f"weight: expected numbers of at least 0, got {weight[row]} at row {row}")
+    return jnp.where(bad, jnp.nan, weight)
+
+
+def check_tape(net: Sized, tape: Any) -> None:
+    """The tape of one example, from `forward` of this network."""
+    got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
+    if got != [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]:
+        fail(net, "tape", "the tape of one example, from forward,", f"z and a of shapes {got}")
+
+
+def check_deltas(name: str, deltas: Any, z: Any) -> None:
+    """δ^l has the shape of z^l, of one example."""
+    got, expected = [np.shape(d) for d in deltas], [np.shape(leaf) for leaf in z]
+    if got != expected or any(len(shape) != 1 for shape in got):
+        raise ValueError(f"{name}: expected the shapes of one example's z, {expected}, got {got}")
+
+
+def check_feedback(net: Sized, feedback: Any) -> None:
+    """One entry per hidden layer, or none at all."""
+    if not isinstance(feedback, tuple) or len(feedback) not in (0, len(net.sizes) - 2):
+        got = f"{type(feedback).__name__} of {len(feedback)}" if hasattr(feedback, "__len__") else feedback
+        fail(net, "feedback", f"a tuple of {len(net.sizes) - 2}, one entry per hidden layer, or ()", got)
+
+
+def check_size(name: str, size: Any) -> None:
+    """A whole number of at least 1."""
+    if not hasattr(size, "__index__") or size < 1:
+        raise ValueError(f"{name}: expected a whole number of at least 1, got {size!r}")
+
+
+def check_key(key: Any) -> None:
+    """A typed key, and one only."""
+    dtype = getattr(key, "dtype", type(key).__name__)
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key: expected a typed key, jax.random.key(seed), got {dtype}")
+    if key.shape != ():
+        raise ValueError(f"key: expected one key of shape (), got {key.shape}")
+
+
+def check_batch(net: Sized, x: Any, t: Any) -> None:
+    """Looks at the values of a batch, on the host: once, before training.
+
+    Args:
+        net: the network.
+        x: inputs of shape (B, n_0).
+        t: ground truth of shape (B, n_L), or integer labels of shape (B,) for `cross_entropy`.
+
+    Raises:
+        ValueError: naming the first row where x or t is not finite, a label lies outside 0 … n_L - 1,
+            or t is no distribution's: outside [0, 1] for `binary_cross_entropy`, negative for
+            `cross_entropy`. Shapes that do not fit raise as everywhere.
+
+    >>> import jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 3), output=jb.softmax, cost=jb.cross_entropy)
+    >>> jb.check_batch(net, jnp.zeros((2, 2)), jnp.array([0, 3]))
+    Traceback (most recent call last):
+    ValueError: t: expected labels from 0 to 2, got 3 at row 1
+    """
+    rows = as_input(net, x, jnp.float32, rank=2)
+    as_target(net, t, jnp.float32, lead=rows.shape[:1])
+    x, t = np.asarray(x), np.asarray(t)
+    _check_rows("x", "finite numbers", x, np.isfinite(x.astype(float)))
+    if t.ndim == 1:
+        n = net.sizes[-1]
+        return _check_rows("t", f"labels from 0 to {n - 1}", t, (t >= 0) & (t < n))
+    t = t.astype(float)
+    _check_rows("t", "finite numbers", t, np.isfinite(t))
+    if net.cost == binary_cross_entropy:
+        _check_rows("t", "numbers from 0 to 1", t, (t >= 0) & (t <= 1))
+    if net.cost == cross_entropy:
+        _check_rows("t", "numbers of at least 0", t, t >= 0)
+
+
+def _check_rows(name: str, expected: str, values: np.ndarray, good: np.ndarray) -> None:
+    if not good.all():
+        at = tuple(np.argwhere(~good)[0])
+        raise ValueError(f"{name}: expected {expected}, got {values[at]} at row {at[0]}")

@@ -1,0 +1,217 @@
+"""The factors of every example's gradient, and the gradients that are contractions of them.
+
+`jax.vmap` of the one-example recursion leaves, for every example i and layer l, δ_i^l and a_i^{l-1}:
+the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum over the batch is one matrix product of
+them. B · P numbers are formed by `example_gradients` alone, which is for looking.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.backward import Rule, backpropagation, gradients, none, propagate
+from jbackprop.checks import as_input, as_target, as_weight, check_key
+from jbackprop.costs import head
+from jbackprop.network import Layer, Network, Params, Tape, as_layers, forward
+
+Scalar = Float[Array, ""]
+
+
+class Factors(NamedTuple):
+    """What one pass leaves of a batch; every leaf has the leading axis B.
+
+    Attributes:
+        cost: C_i, of shape (B,).
+        tape: z and a of every layer.
+        delta: (δ^1 … δ^L), δ^l of shape (B, n_l).
+        t: the ground truth that the costs saw, of shape (B, n_L).
+        weight: of shape (B,); enters sums and means only. Where it is 0, cost, tape and δ are 0.
+    """
+
+    cost: Float[Array, " B"]
+    tape: Tape
+    delta: tuple[Float[Array, "B n"], ...]
+    t: Float[Array, "B n_out"]
+    weight: Float[Array, " B"]
+
+
+def backprop(
+    net: Network,
+    params: Any,
+    x: Any,
+    t: Any,
+    *,
+    weight: Any = None,
+    rule: Rule = backpropagation,
+    feedback: Any = None,
+    key: Any = None,
+) -> Factors:
+    """The forward and backward pass of a batch: the recursion of `backward.py` under `jax.vmap`.
+
+    Args:
+        net: the network.
+        params: (w^l, b^l) per layer.
+        x: inputs of shape (B, n_0), of any real dtype; cast to the parameters' dtype.
+        t: ground truth of shape (B, n_L); or integer labels of shape (B,) with `cross_entropy`. A
+            label out of range makes that example's cost and δ NaN.
+        weight: of shape (B,), of any real or bool dtype; by default 1. Where it is 0 the row is
+            absent, whatever is in it, NaN included.
+        rule: how δ is carried back.
+        feedback: what the rule keeps, from `rule.init`; not needed where it keeps none.
+        key: for a rule that draws; split so that every example and layer has its own.
+
+    Returns:
+        The `Factors` of the batch.
+
+    Raises:
+        ValueError: an argument does not fit the network; the batch is empty; a weight is negative
+            (NaN instead where its value is traced); the rule keeps feedback and got none.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((64, 32, 10), output=jb.softmax, cost=jb.cross_entropy)
+    >>> params = jb.init(net, jax.random.key(0))
+    >>> factors = jb.backprop(net, params, jnp.ones((5, 64)), jnp.arange(5))
+    >>> [d.shape for d in factors.delta], [a.shape for a in factors.tape.a]
+    ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
+    """
+    layers = as_layers(net, params)
+    x, t, weight, absent = _batch(net, layers, x, t, weight)
+    if feedback is None:
+        if rule.init is not none:
+            raise ValueError(f"feedback: expected rule.init(net, params, key) for {rule.name}, got None")
+        feedback = ()
+    if key is not None:
+        check_key(key)
+        key = jax.random.split(key, len(x))
+    start = head(net.output, net.cost)
+
+    def example(x: Any, t: Any, key: Any) -> Any:
+        tape = forward(net, layers, x)
+        z, y = tape.z[-1], tape.a[-1]
+        delta_L = start.delta(z, y, t)
+        deltas = propagate(net, layers, tape, delta_L, rule=rule, feedback=feedback, t=t, key=key)
+        return _scalar(net, start.value(z, y, t)), tape, deltas
+
+    cost, tape, deltas = _blank(absent, jax.vmap(example)(x, t, key))
+    return Factors(cost, tape, deltas, t, weight)
+
+
+def _batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Any:
+    """x, t and weight made to fit, and which rows are absent: (B,), or None for none.
+
+    Absent rows become 0 before the pass, so that nothing in them can spoil a derivative of it."""
+    dtype = layers[0].w.dtype
+    x = as_input(net, x, dtype, rank=2)
+    t = as_target(net, t, dtype, lead=x.shape[:1])
+    weights = as_weight(weight, len(x), dtype)
+    absent = None if weight is None else weights == 0
+    return *_blank(absent, (x, t)), weights, absent
+
+
+def _blank(absent: Any, tree: Any) -> Any:
+    """0 in every absent row. A product with 0 would keep NaN."""
+    if absent is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), 0, leaf), tree
+    )
+
+
+def _scalar(net: Network, cost: Any) -> Any:
+    if jnp.shape(cost) != ():
+        raise ValueError(
+            f"cost: expected {net.cost.name}.value(y, t) of shape (), got {jnp.shape(cost)}"
+        )
+    return cost
+
+
+def _shares(weight: Float[Array, " B"]) -> Float[Array, " B"]:
+    """w_i / Σ w, the coefficients of a mean; 0 where all weights are 0."""
+    total = jnp.sum(weight)
+    return weight / jnp.where(total == 0, 1, total)
+
+
+def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
+    """Σ_i c_i δ_i^l (a_i^{l-1})ᵀ and Σ_i c_i δ_i^l. Scaling δ costs B · n_l, scaling w would cost n_l · n_{l-1}."""
+    layers = []
+    for delta, a in zip(factors.delta, factors.tape.a[:-1], strict=True):
+        scaled = (c[:, None] * delta.astype(c.dtype)).astype(delta.dtype)
+        layers.append(Layer(jnp.einsum("bj,bk->jk", scaled, a), jnp.sum(scaled, axis=0)))
+    return tuple(layers)
+
+
+def sum_gradient(factors: Factors) -> Params:
+    """The weighted sum of the examples' gradients: Σ_i w_i ∂C_i/∂w^l = Σ_i w_i δ_i^l (a_i^{l-1})ᵀ."""
+    return _contract(factors, factors.weight)
+
+
+def mean_gradient(factors: Factors) -> Params:
+    """The weighted mean of the examples' gradients: Σ_i w_i g_i / Σ_i w_i; 0 where all weights are 0.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((3, 2))
+    >>> x, t = jnp.eye(3), jnp.ones((3, 2))
+    >>> factors = jb.backprop(net, jb.init(net, jax.random.key(0)), x, t)
+    >>> jb.mean_gradient(factors)[0].w.shape
+    (2, 3)
+    """
+    return _contract(factors, _shares(factors.weight))
+
+
+def example_gradients(factors: Factors) -> Params:
+    """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
+    return jax.vmap(gradients)(factors.tape, factors.delta)
+
+
+def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Scalar:
+    """Σ_i w_i v_i / Σ_i w_i; 0 where all weights are 0."""
+    return jnp.sum(_shares(weight) * values.astype(weight.dtype))
+
+
+def example_costs(net: Network, params: Any, x: Any, t: Any, weight: Any) -> Any:
+    """The forward pass of a batch: (C_i, y_i, t_i, w_i), with 0 in the rows of weight 0."""
+    layers = as_layers(net, params)
+    x, t, weight, absent = _batch(net, layers, x, t, weight)
+    value = head(net.output, net.cost).value
+
+    def example(x: Any, t: Any) -> Any:
+        tape = forward(net, layers, x)
+        return _scalar(net, value(tape.z[-1], tape.a[-1], t)), tape.a[-1]
+
+    cost, y = _blank(absent, jax.vmap(example)(x, t))
+    return cost, y, t, weight
+
+
+def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) -> Scalar:
+    """The weighted mean cost of a batch, by the forward pass only: the thing to hand to `jax.grad`.
+
+    Arguments and errors are those of `backprop`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((3, 2))
+    >>> params, x, t = jb.init(net, jax.random.key(0)), jnp.eye(3), jnp.ones((3, 2))
+    >>> theirs = jax.grad(jb.mean_cost, argnums=1)(net, params, x, t)
+    >>> ours = jb.mean_gradient(jb.backprop(net, params, x, t))
+    >>> all(jnp.allclose(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)))
+    True
+    """
+    cost, _, _, weight = example_costs(net, params, x, t, weight)
+    return weighted_mean(cost, weight)
+
+
+def value_and_grad(
+    net: Network, params: Any, x: Any, t: Any, *, weight: Any = None
+) -> tuple[Scalar, Any]:
+    """The mean cost of a batch and its gradient, in the structure that params came in.
+
+    Arguments and errors are those of `backprop`.
+    """
+    factors = backprop(net, params, x, t, weight=weight)
+    cost = weighted_mean(factors.cost, factors.weight)
+    leaves = jax.tree.leaves(mean_gradient(factors))
+    return cost, jax.tree.unflatten(jax.tree.structure(params), leaves)
