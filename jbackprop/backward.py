@@ -30,7 +30,7 @@ from jbackprop.checks import as_target, check_deltas, check_feedback, check_tape
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers
 
-Deltas = tuple[Float[Array, "*batch n"], ...]
+Deltas = tuple[Float[Array, "*batch _"], ...]
 
 
 class Signal(NamedTuple):

@@ -86,7 +86,8 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
     if jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
         if net.cost != cross_entropy:
             fail(net, "t", f"shape {shape}, since the cost {net.cost.name} takes no integer labels,", t)
-        t = t.astype(jnp.promote_types(t.dtype, jnp.int32))  # uint8 cannot be compared with n > 255
+        if t.dtype.itemsize < 4:  # uint8 cannot be compared with n > 255
+            t = t.astype(jnp.int32)
         # `one_hot` gives zeros out of range, as if the example had no class and no cost
         in_range = ((t >= 0) & (t < n))[..., None]
         return jnp.where(in_range, jax.nn.one_hot(t, n, dtype=dtype), jnp.nan)
@@ -98,7 +99,7 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
 
 def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
     """weight of shape (B,), at least float32 since it enters sums; a negative one raises, or becomes NaN."""
-    dtype = jnp.promote_types(dtype, jnp.float32)
+    dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     if weight is None:
         return jnp.ones(batch, dtype)
     weight = as_real("weight", weight, dtype)

@@ -32,7 +32,7 @@ class Factors(NamedTuple):
 
     cost: Float[Array, " B"]
     tape: Tape
-    delta: tuple[Float[Array, "B n"], ...]
+    delta: tuple[Float[Array, "B _"], ...]
     t: Float[Array, "B n_out"]
     weight: Float[Array, " B"]
 

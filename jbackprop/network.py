@@ -25,8 +25,8 @@ from jbackprop.costs import Cost, squared_error
 class Layer(NamedTuple):
     """w^l of shape (n_l, n_{l-1}) and b^l of shape (n_l,); or a gradient with respect to them."""
 
-    w: Float[Array, "*batch n_out n_in"]
-    b: Float[Array, "*batch n_out"]
+    w: Float[Array, "*batch _ _"]
+    b: Float[Array, "*batch _"]
 
 
 Params = tuple[Layer, ...]
@@ -40,11 +40,11 @@ class Tape(NamedTuple):
         a: the activations (a^0 … a^L): the input x first, the output y last.
     """
 
-    z: tuple[Float[Array, "*batch n"], ...]
-    a: tuple[Float[Array, "*batch n"], ...]
+    z: tuple[Float[Array, "*batch _"], ...]
+    a: tuple[Float[Array, "*batch _"], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Network:
     """A dense network, as a static description: hashable, comparable by value, never a pytree.
 
@@ -65,17 +65,25 @@ class Network:
     """
 
     sizes: tuple[int, ...]
-    hidden: Activation | tuple[Activation, ...] = tanh
-    output: Activation = identity
-    cost: Cost = squared_error
+    hidden: Activation | tuple[Activation, ...]
+    output: Activation
+    cost: Cost
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", _sizes(self.sizes))
-        if not isinstance(self.hidden, Activation):
-            object.__setattr__(self, "hidden", _hidden(self.hidden, len(self.sizes) - 2))
-        for name, value, kind in [("output", self.output, Activation), ("cost", self.cost, Cost)]:
+    def __init__(
+        self,
+        sizes: Any,
+        hidden: Any = tanh,
+        output: Any = identity,
+        cost: Any = squared_error,
+    ) -> None:
+        sizes = _sizes(sizes)
+        if not isinstance(hidden, Activation):
+            hidden = _hidden(hidden, len(sizes) - 2)
+        for name, value, kind in [("output", output, Activation), ("cost", cost, Cost)]:
             if not isinstance(value, kind):
                 raise ValueError(f"{name}: expected one {kind.__name__}, got {value!r}")
+        # a frozen dataclass is written once, here
+        self.__dict__.update(sizes=sizes, hidden=hidden, output=output, cost=cost)
         if softmax in self.activations[:-1]:
             raise ValueError(
                 "hidden: expected activations that act element by element, got softmax, "

@@ -1,0 +1,95 @@
+"""What every pass must satisfy, as functions of the package, so that a faulty copy of it can be tried.
+
+`jb` is the package under test, `net` one of its networks; the reference is `references.py`.
+"""
+
+import jax
+import jax.numpy as jnp
+import references
+from helpers import assert_close, problem
+
+
+def gradient_is_that_of_autodiff(jb, net, *, seed=0, dtype=jnp.float32):
+    """Per example and in the mean, with and without weights: ∂C/∂w^l and ∂C/∂b^l by `jax.grad`."""
+    params, x, t = problem(net, seed=seed, dtype=dtype)
+    layers = [tuple(layer) for layer in params]
+    expected = jax.jit(
+        jax.vmap(jax.grad(lambda p, x, t: references.cost(net, p, x, t)), (None, 0, 0))
+    )(layers, x, t)
+    plain = lambda gradient: [tuple(layer) for layer in gradient]
+
+    one = jb.forward(net, params, x[1])
+    first = jax.tree.map(lambda leaf: leaf[1], expected)
+    assert_close(plain(jb.gradients(one, jb.backward(net, params, one, t[1]))), first)
+
+    factors = jb.backprop(net, params, x, t)
+    assert_close(plain(jb.example_gradients(factors)), expected)
+    assert_close(
+        plain(jb.sum_gradient(factors)), jax.tree.map(lambda leaf: jnp.sum(leaf, 0), expected)
+    )
+    mean = jax.tree.map(lambda leaf: jnp.mean(leaf, 0), expected)
+    assert_close(plain(jb.mean_gradient(factors)), mean)
+
+    weight = jnp.array([0.0, 2.0, 1.0, 0.5, 0.0, 3.0])[: len(x)]
+    share = (weight / jnp.sum(weight)).astype(dtype)
+    mean = jax.tree.map(lambda leaf: jnp.tensordot(share, leaf, 1), expected)
+    cost, gradient = jb.value_and_grad(net, params, x, t, weight=weight)
+    assert_close(plain(gradient), mean)
+    theirs = references.mean_cost(net, params, x, t, weight)
+    assert_close(cost, theirs.astype(cost.dtype))
+    assert_close(jb.mean_cost(net, params, x, t, weight=weight), theirs.astype(cost.dtype))
+
+
+def absent_rows_change_nothing(jb, net):
+    """A row of weight 0 leaves no trace, whatever is in it."""
+    params, x, t = problem(net)
+    weight = jnp.array([1.0, 1, 0, 1, 1, 1])
+    spoilt = x.at[2].set(jnp.nan), t.at[2].set(jnp.nan)
+    ours = jb.backprop(net, params, *spoilt, weight=weight)
+    without = jb.backprop(net, params, jnp.delete(x, 2, 0), jnp.delete(t, 2, 0))
+    assert_close(tuple(jb.mean_gradient(ours)), tuple(jb.mean_gradient(without)))
+    assert not any(leaf[2].any() for leaf in jax.tree.leaves((ours.cost, ours.tape, ours.delta)))
+
+
+def saturated_heads_are_right(jb):
+    """Where the textbook's formula gives NaN, the closed form does not."""
+    net = jb.Network((1, 2), output=jb.softmax, cost=jb.cross_entropy)
+    params = (jb.Layer(jnp.array([[1e4], [-1e4]]), jnp.zeros(2)),)
+    factors = jb.backprop(net, params, jnp.array([[1.0], [-1.0]]), jnp.array([0, 0]))
+    assert_close(factors.cost, jnp.array([0.0, 2e4]))
+    assert_close(factors.delta[0], jnp.array([[0.0, 0.0], [-1.0, 1.0]]))
+
+
+def labels_are_one_hot_or_nan(jb):
+    """A label in range is its one-hot vector; one out of range is NaN, in its own row alone."""
+    net = jb.Network((4, 3), output=jb.softmax, cost=jb.cross_entropy)
+    params, x, _ = problem(net)
+    factors = jb.backprop(net, params, x, jnp.array([0, 1, 2, 3, -1, 2]))
+    one_hot = jb.backprop(net, params, x, jnp.eye(3)[jnp.array([0, 1, 2, 0, 0, 2])])
+    good, bad = jnp.array([0, 1, 2, 5]), jnp.array([3, 4])
+    assert_close(factors.cost[good], one_hot.cost[good])
+    assert_close(factors.delta[0][good], one_hot.delta[0][good])
+    assert jnp.isnan(factors.cost[bad]).all()
+    assert jnp.isnan(factors.delta[0][bad]).all()
+
+
+def an_epoch_is_its_steps(jb, optimizer):
+    """Plain gradient descent over an epoch: every example once, and a short batch is a mean of its own."""
+    net = jb.Network((1, 1))
+    n, size = 7, 3
+    params = (jb.Layer(jnp.zeros((1, 1)), jnp.zeros(1)),)
+    state = jb.init_state(net, optimizer, jax.random.key(3), params=params)
+    # the batch's inputs are what `observe` sees of an epoch
+    see = lambda factors, state, updates: (factors.tape.a[0][:, 0], factors.weight)
+    x, t = jnp.arange(1.0, n + 1)[:, None], jnp.arange(n)[:, None] * 0.1
+    x0, t0 = x, t
+    state, info = jb.train_epoch(net, optimizer, state, x, t, batch_size=size, observe=see)
+    rows, weight = info.observed
+    assert rows.shape == (3, 3)
+    assert sorted(rows[weight > 0].tolist()) == x0[:, 0].tolist()
+    assert weight.tolist() == [[1, 1, 1], [1, 1, 1], [1, 0, 0]]
+    for row, w in zip(rows, weight, strict=True):
+        at = row[w > 0].astype(int) - 1
+        _, gradient = jb.value_and_grad(net, params, x0[at], t0[at])
+        params = jb.sgd_step(params, gradient, 0.01)
+    assert_close(tuple(state.params), tuple(params))

@@ -1,0 +1,103 @@
+"""What the tests compare with: the formulas of the textbook, written independently of the package.
+
+`mpmath` evaluates them with 60 digits, where they cannot cancel or overflow; `jax.nn` and plain
+`jax.numpy` give a forward pass for `jax.grad` to differentiate.
+"""
+
+import jax
+import jax.numpy as jnp
+import mpmath as mp
+import numpy as np
+
+mp.mp.dps = 60
+
+
+def _logistic(z):
+    return 1 / (1 + mp.exp(-z))
+
+
+def _elu(z, alpha=1):
+    return z if z > 0 else alpha * (mp.exp(z) - 1)
+
+
+# f with 60 digits, by name. f' comes from it by mpmath's own numerical differentiation.
+EXACT = {
+    "identity": lambda z: z,
+    "sigmoid": _logistic,
+    "tanh": lambda z: 1 - 2 / (1 + mp.exp(2 * z)),
+    "relu": lambda z: max(z, mp.mpf(0)),
+    "leaky_relu": lambda z: z if z >= 0 else z / 100,
+    "elu": _elu,
+    "selu": lambda z: mp.mpf("1.05070098735548049342") * _elu(z, mp.mpf("1.67326324235437728482")),
+    "celu": _elu,
+    "softplus": lambda z: mp.log(1 + mp.exp(z)),
+    "silu": lambda z: z * _logistic(z),
+    "gelu": lambda z: (
+        z / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3)))
+    ),
+    "gelu_exact": lambda z: z / 2 * mp.erfc(-z / mp.sqrt(2)),
+    "mish": lambda z: z * mp.tanh(mp.log(1 + mp.exp(z))),
+    "softsign": lambda z: z / (1 + abs(z)),
+    "hard_tanh": lambda z: min(max(z, mp.mpf(-1)), mp.mpf(1)),
+    "hard_sigmoid": lambda z: min(max(z + 3, mp.mpf(0)), mp.mpf(6)) / 6,
+    "relu6": lambda z: min(max(z, mp.mpf(0)), mp.mpf(6)),
+    "squareplus": lambda z: (z + mp.sqrt(z**2 + 4)) / 2,
+    "log_sigmoid": lambda z: -mp.log(1 + mp.exp(-z)),
+}
+
+# z at which f has a kink, where f' is a convention (that of `jax.nn`) and not a limit
+KINKS = {
+    "relu": [0],
+    "leaky_relu": [0],
+    "selu": [0],
+    "hard_tanh": [-1, 1],
+    "hard_sigmoid": [-3, 3],
+    "relu6": [0, 6],
+}
+
+# The same functions as `jax.nn` has them, for `jax.grad`.
+JAX = {
+    name: getattr(jax.nn, name, None)
+    for name in [*EXACT, "softmax"]
+} | {
+    "identity": lambda z: z,
+    "gelu": lambda z: jax.nn.gelu(z, approximate=True),
+    "gelu_exact": lambda z: jax.nn.gelu(z, approximate=False),
+    "softsign": jax.nn.soft_sign,
+    "tanh": jnp.tanh,
+}
+
+# C of one example, as on the slide (with its minus sign) and in the textbooks.
+COSTS = {
+    "squared_error": lambda y, t: 0.5 * jnp.sum((y - t) ** 2),
+    "binary_cross_entropy": lambda y, t: -jnp.sum(t * jnp.log(y) + (1 - t) * jnp.log(1 - y)),
+    "cross_entropy": lambda y, t: -jnp.sum(t * jnp.log(y)),
+    "huber": lambda y, t: jnp.sum(
+        jnp.where(jnp.abs(y - t) <= 1, 0.5 * (y - t) ** 2, jnp.abs(y - t) - 0.5)
+    ),
+    "log_cosh": lambda y, t: jnp.sum(jnp.log(jnp.cosh(y - t))),
+}
+
+
+def exact(name, z):
+    """(f(z), f'(z)) as Python floats, right to the last digit."""
+    z, f = mp.mpf(float(z)), EXACT[name]
+    h = mp.mpf(10) ** -25
+    # far from 0 the tails need every digit: differentiate with the precision that they need
+    with mp.workdps(60 + 2 * int(min(abs(z), 400))):
+        return float(f(z)), float((f(z + h) - f(z - h)) / (2 * h))
+
+
+def cost(net, params, x, t):
+    """The textbook's cost of one example, from a forward pass of its own."""
+    for (w, b), f in zip(params, net.activations, strict=True):
+        x = JAX[f.name](jnp.dot(w, x) + b)
+    return COSTS[net.cost.name](x, t)
+
+
+def mean_cost(net, params, xs, ts, weight=None):
+    """The weighted mean of `cost` over a batch, by a Python loop."""
+    weight = np.ones(len(xs)) if weight is None else weight
+    kept = [(float(w), x, t) for w, x, t in zip(weight, xs, ts, strict=True) if w > 0]
+    total = sum(w for w, _, _ in kept)
+    return sum(w / total * cost(net, params, x, t) for w, x, t in kept)
