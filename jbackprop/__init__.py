@@ -1,10 +1,47 @@
 """Backpropagation by hand, in JAX: a δ recursion that keeps what `jax.grad` throws away."""
 
-from jbackprop.activations import Activation, celu, elu, gelu, gelu_exact, hard_sigmoid, hard_tanh, identity, leaky_relu, log_sigmoid, mish, relu, relu6, selu, sigmoid, silu, softmax, softplus, softsign, squareplus, tanh
+from jbackprop.activations import (
+    Activation,
+    celu,
+    elu,
+    gelu,
+    gelu_exact,
+    hard_sigmoid,
+    hard_tanh,
+    identity,
+    leaky_relu,
+    log_sigmoid,
+    mish,
+    relu,
+    relu6,
+    selu,
+    sigmoid,
+    silu,
+    softmax,
+    softplus,
+    softsign,
+    squareplus,
+    tanh,
+)
 from jbackprop.backward import Rule, Signal, backpropagation, backward, gradients, propagate
 from jbackprop.checks import check_batch
-from jbackprop.costs import Cost, binary_cross_entropy, cross_entropy, huber, log_cosh, squared_error
-from jbackprop.factors import Factors, backprop, example_gradients, mean_cost, mean_gradient, sum_gradient, value_and_grad
+from jbackprop.costs import (
+    Cost,
+    binary_cross_entropy,
+    cross_entropy,
+    huber,
+    log_cosh,
+    squared_error,
+)
+from jbackprop.factors import (
+    Factors,
+    backprop,
+    example_gradients,
+    mean_cost,
+    mean_gradient,
+    sum_gradient,
+    value_and_grad,
+)
 from jbackprop.metrics import Metrics, evaluate
 from jbackprop.network import Layer, Network, Params, Tape, forward, init, predict
 from jbackprop.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step

@@ -22,11 +22,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_target, check_deltas, check_feedback, check_tape
+from jbackprop.checks import as_target, check_deltas, check_tape, per_hidden_layer
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers
 
@@ -64,8 +63,8 @@ class Rule:
         name: what tables, figures and errors call it.
         delta: a `Signal` to δ^l of shape (n_l,).
         init: (net, params, key) to the feedback, one entry per hidden layer, or ().
-        update: (net, params, feedback, updates, factors, key) to the next feedback, run after a step
-            with the params before it and the updates that were added to them.
+        update: (net, params, feedback, updates, factors, key) to the next feedback; run after a
+            step, with the params before it and the updates that were added to them.
     """
 
     name: str
@@ -94,29 +93,29 @@ def propagate(
 ) -> Deltas:
     """The recursion alone: δ^l = (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l) for l = L-1 … 1, from a given δ^L.
 
-    `rule` replaces its line, reading `feedback` (one entry per hidden layer), `t` and `key` if it does.
+    `rule` replaces its line, and may read `feedback` (one entry per hidden layer), `t` and `key`.
     Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
     """
+    layers = as_layers(net, params)
     check_tape(net, tape)
-    check_feedback(net, feedback)
     check_deltas("delta_L", (delta_L,), tape.z[-1:])
     t = None if t is None else as_target(net, t, tape.z[-1].dtype)
-    nothing = (None,) * (len(net.sizes) - 2)
-    keys = nothing if key is None else jax.random.split(key, len(nothing))
-    layers, fs = as_layers(net, params), net.activations
+    kept, keys = per_hidden_layer(net, feedback, key)
 
     deltas = (delta_L,)
-    hidden = zip(layers[1:], feedback or nothing, tape.z[:-1], tape.a[1:-1], fs[:-1], keys, strict=True)
-    for (w, _), kept, z, a, f, k in reversed(tuple(hidden)):
-        delta = rule.delta(Signal(w, kept, deltas[0], delta_L, t, a, f.df(z), k))
+    fs, zs, activations = net.activations[:-1], tape.z[:-1], tape.a[1:-1]
+    hidden = zip(layers[1:], fs, zs, activations, kept, keys, strict=True)
+    for above, f, z, a, b, k in reversed([*hidden]):
+        delta = rule.delta(Signal(above.w, b, deltas[0], delta_L, t, a, f.df(z), k))
         check_deltas(f"rule {rule.name}", (delta,), (z,))
         deltas = (delta, *deltas)
     return deltas
 
 
 def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
-    """The backward pass: δ^L = ∇_y C ⊙ f'(z^L), in closed form where `costs.head` has one, then `propagate`.
+    """The backward pass: δ^L = ∇_y C ⊙ f'(z^L), then `propagate`.
 
+    Where output and cost fuse, δ^L is the closed form of `costs.head`, such as y - t.
     Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
     """
     check_tape(net, tape)

@@ -1,12 +1,13 @@
 """The border: what users may pass, made into arrays that fit; or an error that names the argument.
 
-Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError` there,
-before anything is computed. Values are not: `check_batch` looks at those, on the host.
+Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError`
+there, before anything is computed. Values are not: `check_batch` looks at those, on the host.
 """
 
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -58,13 +59,18 @@ def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
         if b.shape != (n_out,):
             fail(net, "params", f"b^{l} of shape {(n_out,)}", b)
     dtypes = {leaf.dtype for pair in pairs for leaf in pair}
-    if len(dtypes) > 1 or not jnp.issubdtype(*dtypes, jnp.floating):
-        fail(net, "params", "one floating dtype throughout", ", ".join(sorted(d.name for d in dtypes)))
+    if len(dtypes) > 1 or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
+        fail(
+            net,
+            "params",
+            "one floating dtype throughout",
+            ", ".join(sorted(d.name for d in dtypes)),
+        )
     return pairs
 
 
 def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
-    """x in the parameters' dtype: one example (rank 1), a batch (rank 2), or any leading axes (None)."""
+    """x in the parameters' dtype: one example (rank 1), a batch (2), any leading axes (None)."""
     x = as_real("x", x, dtype)
     n = net.sizes[0]
     if rank == 1 and x.shape != (n,):
@@ -79,13 +85,18 @@ def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
 
 
 def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
-    """t of shape (*lead, n_L) in the parameters' dtype; a label becomes one-hot, or NaN out of range."""
+    """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
     t = as_real("t", t)
     n = net.sizes[-1]
     shape = (*lead, n)
     if jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
         if net.cost != cross_entropy:
-            fail(net, "t", f"shape {shape}, since the cost {net.cost.name} takes no integer labels,", t)
+            fail(
+                net,
+                "t",
+                f"shape {shape}, since the cost {net.cost.name} takes no integer labels,",
+                t,
+            )
         if t.dtype.itemsize < 4:  # uint8 cannot be compared with n > 255
             t = t.astype(jnp.int32)
         # `one_hot` gives zeros out of range, as if the example had no class and no cost
@@ -98,13 +109,17 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
 
 
 def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
-    """weight of shape (B,), at least float32 since it enters sums; a negative one raises, or becomes NaN."""
+    """weight of shape (B,), at least float32 since it enters sums.
+
+    A negative one raises where it is concrete, and becomes NaN where it is traced."""
     dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     if weight is None:
         return jnp.ones(batch, dtype)
     weight = as_real("weight", weight, dtype)
     if weight.shape != (batch,):
-        raise ValueError(f"weight: expected shape ({batch},), one for each example, got {weight.shape}")
+        raise ValueError(
+            f"weight: expected shape ({batch},), one for each example, got {weight.shape}"
+        )
     bad = ~(weight >= 0)
     if not isinstance(weight, jax.core.Tracer) and bad.any():
         row = int(bad.argmax())
@@ -126,11 +141,16 @@ def check_deltas(name: str, deltas: Any, z: Any) -> None:
         raise ValueError(f"{name}: expected the shapes of one example's z, {expected}, got {got}")
 
 
-def check_feedback(net: Sized, feedback: Any) -> None:
-    """One entry per hidden layer, or none at all."""
-    if not isinstance(feedback, tuple) or len(feedback) not in (0, len(net.sizes) - 2):
-        got = f"{type(feedback).__name__} of {len(feedback)}" if hasattr(feedback, "__len__") else feedback
-        fail(net, "feedback", f"a tuple of {len(net.sizes) - 2}, one entry per hidden layer, or ()", got)
+def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
+    """(feedback, keys) with one entry per hidden layer each; None where there is none."""
+    hidden = len(net.sizes) - 2
+    if not isinstance(feedback, tuple) or len(feedback) not in (0, hidden):
+        got = f"{type(feedback).__name__} {len(feedback) if hasattr(feedback, '__len__') else ''}"
+        fail(
+            net, "feedback", f"a tuple of {hidden}, one entry per hidden layer, or ()", got.strip()
+        )
+    nothing = (None,) * hidden
+    return feedback or nothing, nothing if key is None else jax.random.split(key, hidden)
 
 
 def check_size(name: str, size: Any) -> None:
@@ -157,9 +177,9 @@ def check_batch(net: Sized, x: Any, t: Any) -> None:
         t: ground truth of shape (B, n_L), or integer labels of shape (B,) for `cross_entropy`.
 
     Raises:
-        ValueError: naming the first row where x or t is not finite, a label lies outside 0 … n_L - 1,
-            or t is no distribution's: outside [0, 1] for `binary_cross_entropy`, negative for
-            `cross_entropy`. Shapes that do not fit raise as everywhere.
+        ValueError: naming the first row where x or t is not finite, a label lies outside
+            0 … n_L - 1, or t is no probability: outside [0, 1] for `binary_cross_entropy`,
+            negative for `cross_entropy`. Shapes that do not fit raise as everywhere.
 
     >>> import jax.numpy as jnp
     >>> import jbackprop as jb

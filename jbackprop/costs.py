@@ -1,7 +1,7 @@
 """Costs: C and its gradient ∇_y C, side by side; and the output heads, where C meets f.
 
 At the output the backward pass starts with δ^L = ∇_y C ⊙ f'(z^L). For two pairs of output and cost
-the product has a closed form, δ^L = y - t, where the two factors alone would be ∞ · 0; and C follows
+the product has a closed form, δ^L = y - t, where the two factors alone would be ∞ · 0; and C comes
 from z^L without passing through log(y) = log(0). A `Head` is that start of the backward pass.
 
 Erratum: the slide "The Cost Function" lacks a minus sign; C = -[t ln y + (1 - t) ln(1 - y)].
@@ -83,8 +83,8 @@ def _d_huber(y: Y, t: Y) -> Y:
     return jnp.clip(y - t, -1, 1)
 
 
-# ln cosh e = ln(1 + 2 sinh²(e/2)), which keeps small e, = |e| + ln(1 + e^(-2|e|)) - ln 2, which keeps
-# large e
+# ln cosh e = ln(1 + 2 sinh²(e/2)), which keeps small e,
+#           = |e| + ln(1 + e^(-2|e|)) - ln 2, which keeps large e
 def _log_cosh(y: Y, t: Y) -> Scalar:
     e = y - t
     small = jnp.abs(e) < 1
@@ -136,12 +136,12 @@ _FUSED = {
 
 
 def head(output: Activation, cost: Cost) -> Head:
-    """The start of the backward pass: δ^L = ∇_y C ⊙ f'(z^L), or its closed form where there is one."""
+    """C and the start of the backward pass: δ^L = ∇_y C ⊙ f'(z^L), or its closed form."""
 
-    def value(z: Y, y: Y, t: Y) -> Scalar:
+    def value(z: Y, y: Y, t: Y) -> Any:
         return cost.value(y, t)
 
-    def delta(z: Y, y: Y, t: Y) -> Y:
+    def delta(z: Y, y: Y, t: Y) -> Any:
         slope = cost.grad(y, t)
         if output == softmax:
             return y * (slope - jnp.sum(slope * y))  # (diag(y) - y yᵀ) ∇_y C

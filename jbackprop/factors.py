@@ -1,8 +1,8 @@
 """The factors of every example's gradient, and the gradients that are contractions of them.
 
-`jax.vmap` of the one-example recursion leaves, for every example i and layer l, δ_i^l and a_i^{l-1}:
-the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum over the batch is one matrix product of
-them. B · P numbers are formed by `example_gradients` alone, which is for looking.
+`jax.vmap` of the one-example recursion leaves, for every example i and layer l, δ_i^l and
+a_i^{l-1}: the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum over the batch is one
+matrix product of them. B · P numbers are formed by `example_gradients` alone, which is for looking.
 """
 
 from typing import Any, NamedTuple
@@ -81,7 +81,9 @@ def backprop(
     x, t, weight, absent = _batch(net, layers, x, t, weight)
     if feedback is None:
         if rule.init is not none:
-            raise ValueError(f"feedback: expected rule.init(net, params, key) for {rule.name}, got None")
+            raise ValueError(
+                f"feedback: expected rule.init(net, params, key) for {rule.name}, got None"
+            )
         feedback = ()
     if key is not None:
         check_key(key)
@@ -135,7 +137,7 @@ def _shares(weight: Float[Array, " B"]) -> Float[Array, " B"]:
 
 
 def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
-    """Σ_i c_i δ_i^l (a_i^{l-1})ᵀ and Σ_i c_i δ_i^l. Scaling δ costs B · n_l, scaling w would cost n_l · n_{l-1}."""
+    """Σ_i c_i δ_i^l (a_i^{l-1})ᵀ and Σ_i c_i δ_i^l: it is the smaller δ that is scaled."""
     layers = []
     for delta, a in zip(factors.delta, factors.tape.a[:-1], strict=True):
         scaled = (c[:, None] * delta.astype(c.dtype)).astype(delta.dtype)
@@ -144,12 +146,12 @@ def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
 
 
 def sum_gradient(factors: Factors) -> Params:
-    """The weighted sum of the examples' gradients: Σ_i w_i ∂C_i/∂w^l = Σ_i w_i δ_i^l (a_i^{l-1})ᵀ."""
+    """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ."""
     return _contract(factors, factors.weight)
 
 
 def mean_gradient(factors: Factors) -> Params:
-    """The weighted mean of the examples' gradients: Σ_i w_i g_i / Σ_i w_i; 0 where all weights are 0.
+    """The weighted mean of the examples' gradients: Σ_i w_i g_i / Σ_i w_i; 0 where every w_i is 0.
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb

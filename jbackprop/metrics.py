@@ -33,7 +33,7 @@ def evaluate(
     t: Any,
     *,
     weight: Any = None,
-    batch_size: int | None = None,
+    batch_size: Any = None,
 ) -> Metrics:
     """The weighted mean cost Σ w_i C_i / Σ w_i, and the accuracy Σ w_i [right_i] / Σ w_i. Jitted.
 
@@ -79,7 +79,9 @@ def evaluate(
         return [jnp.sum(jnp.where(weight == 0, 0, weight * term)) for term in terms]
 
     whole = n - n % size
-    head, tail = [jax.tree.map(lambda a, s=s: a[s], (x, t, weight)) for s in (slice(whole), slice(whole, n))]
+    head, tail = [
+        jax.tree.map(lambda a, s=s: a[s], (x, t, weight)) for s in (slice(whole), slice(whole, n))
+    ]
     batches = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), head)
     totals = jax.tree.map(lambda a: jnp.sum(a, 0), jax.lax.map(sums, batches))
     if whole < n:

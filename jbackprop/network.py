@@ -1,4 +1,4 @@
-"""The network: what it is (`Network`), what it learns (`Layer`), what a forward pass leaves (`Tape`).
+"""The network: what it is (`Network`), what it learns (`Layer`), what a pass leaves (`Tape`).
 
 a^0 = x;  z^l = w^l a^{l-1} + b^l;  a^l = f(z^l) for l = 1 … L;  y = a^L.
 
@@ -115,7 +115,9 @@ def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
     if not all(isinstance(f, Activation) for f in listed):
         raise ValueError(f"hidden: expected an Activation, or one per hidden layer, got {hidden!r}")
     if len(listed) != count:
-        raise ValueError(f"hidden: expected {count} activations, one per hidden layer, got {len(listed)}")
+        raise ValueError(
+            f"hidden: expected {count} activations, one per hidden layer, got {len(listed)}"
+        )
     return listed
 
 
@@ -138,7 +140,7 @@ _RECTIFIERS = frozenset(
 
 
 def init(
-    net: Network, key: Array, *, initializer: Initializer | None = None, dtype: Any = jnp.float32
+    net: Network, key: Any, *, initializer: Initializer | None = None, dtype: Any = jnp.float32
 ) -> Params:
     """Draws w^l and sets b^l = 0.
 
@@ -202,8 +204,8 @@ def forward(net: Network, params: Any, x: Any) -> Tape:
     >>> import jax.numpy as jnp
     >>> import jbackprop as jb
     >>> net = jb.Network((2, 1, 1), jb.relu)
-    >>> params = [(jnp.array([[1.0, 2.0]]), jnp.array([3.0])), (jnp.array([[-1.0]]), jnp.array([0.0]))]
-    >>> tape = jb.forward(net, params, jnp.array([1.0, 1.0]))
+    >>> one, two = (jnp.array([[1.0, 2.0]]), jnp.array([3.0])), (jnp.array([[-1.0]]), jnp.zeros(1))
+    >>> tape = jb.forward(net, [one, two], jnp.array([1.0, 1.0]))
     >>> [z.tolist() for z in tape.z]
     [[6.0], [-6.0]]
     """
@@ -218,7 +220,7 @@ def forward(net: Network, params: Any, x: Any) -> Tape:
 
 
 def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
-    """The output y = a^L for inputs x of shape (..., n_0), any leading axes; y has shape (..., n_L).
+    """The output y = a^L, of shape (..., n_L), for inputs x of shape (..., n_0): any leading axes.
 
     Raises:
         ValueError: params or x do not fit the network.

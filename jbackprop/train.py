@@ -64,7 +64,7 @@ def sgd_step(params: Any, grads: Any, learning_rate: Any) -> Any:
 def init_state(
     net: Network,
     optimizer: optax.GradientTransformation,
-    key: Array,
+    key: Any,
     *,
     rule: Rule = backpropagation,
     params: Any = None,
@@ -92,8 +92,8 @@ def init_state(
     layers = init(net, for_params) if params is None else as_layers(net, params)
     feedback = rule.init(net, layers, for_feedback)
     state = TrainState(layers, optimizer.init(layers), feedback, for_training, jnp.int32(0))
-    # Steps donate the state. A buffer of the caller's, or one that stands in two places, must not go
-    # with it; and a weak type would change at the first step, which would then compile twice.
+    # Steps donate the state. A buffer of the caller's, or one that stands in two places, must not
+    # go with it; and a weak type would change at the first step, which would then compile twice.
     return jax.tree.map(lambda leaf: jnp.array(leaf, dtype=jnp.asarray(leaf).dtype), state)
 
 
@@ -122,8 +122,8 @@ def _step(
     updates, opt_state = update(grads, opt_state, params, factors=factors, value=cost, grad=grads)
     feedback = rule.update(net, params, feedback, updates, factors, jax.random.fold_in(k, 2))
     observed = None if observe is None else observe(factors, state, updates)
-    new = TrainState(optax.apply_updates(params, updates), opt_state, feedback, key, step + 1)
-    return new, Info(cost, observed)
+    params: Any = optax.apply_updates(params, updates)
+    return TrainState(params, opt_state, feedback, key, step + 1), Info(cost, observed)
 
 
 @partial(jax.jit, static_argnames=_STATIC, donate_argnames="state")
@@ -148,8 +148,8 @@ def train_step(
 
     Args:
         net: the network.
-        optimizer: any optax transformation; one with extra arguments is given `factors`, `value` (the
-            cost) and `grad`. Noise belongs here too: `optax.add_noise`.
+        optimizer: any optax transformation; one with extra arguments is given `factors`, `value`
+            (the cost) and `grad`. Noise belongs here too: `optax.add_noise`.
         state: from `init_state`, or a step before.
         x: inputs of shape (B, n_0).
         t: ground truth of shape (B, n_L), or labels of shape (B,) with `cross_entropy`.
@@ -185,13 +185,13 @@ def train_epoch(
     x: Any,
     t: Any,
     *,
-    batch_size: int,
+    batch_size: Any,
     weight: Any = None,
     rule: Rule = backpropagation,
     gradient: Callable[[Factors], Params] = mean_gradient,
     observe: Callable[[Factors, TrainState, Any], Any] | None = None,
 ) -> tuple[TrainState, Info]:
-    """Steps over all N examples once, in an order drawn from state.key and state.step. One compiled loop.
+    """Steps over all N examples once, in an order drawn from the state. One compiled loop.
 
     The last batch is filled up with rows of weight 0 where batch_size does not divide N, and is the
     only one masked. Everything else is as in `train_step`, with ⌈N / batch_size⌉ steps.
@@ -241,6 +241,8 @@ def train_epoch(
     if whole < n:
         present = jnp.arange(batch_size) < n - whole
         rows = jnp.pad(order[whole:], (0, batch_size - (n - whole)))
-        state, info = step(state, rows, jnp.where(present, 1 if weight is None else weight[rows], 0))
+        state, info = step(
+            state, rows, jnp.where(present, 1 if weight is None else weight[rows], 0)
+        )
         infos.append(jax.tree.map(lambda leaf: leaf[None], info))
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *infos)

@@ -1,4 +1,4 @@
-"""What every pass must satisfy, as functions of the package, so that a faulty copy of it can be tried.
+"""What every pass must satisfy, as functions of the package: a faulty copy of it can be tried.
 
 `jb` is the package under test, `net` one of its networks; the reference is `references.py`.
 """
@@ -9,9 +9,10 @@ import references
 from helpers import assert_close, problem
 
 
-def gradient_is_that_of_autodiff(jb, net, *, seed=0, dtype=jnp.float32):
+def gradient_is_that_of_autodiff(jb, net, *, seed=0, dtype=jnp.float32, t_sum=1.0):
     """Per example and in the mean, with and without weights: ∂C/∂w^l and ∂C/∂b^l by `jax.grad`."""
     params, x, t = problem(net, seed=seed, dtype=dtype)
+    t = t_sum * t
     layers = [tuple(layer) for layer in params]
     expected = jax.jit(
         jax.vmap(jax.grad(lambda p, x, t: references.cost(net, p, x, t)), (None, 0, 0))
@@ -74,7 +75,7 @@ def labels_are_one_hot_or_nan(jb):
 
 
 def an_epoch_is_its_steps(jb, optimizer):
-    """Plain gradient descent over an epoch: every example once, and a short batch is a mean of its own."""
+    """Gradient descent over an epoch: every example once; a short batch is a mean of its own."""
     net = jb.Network((1, 1))
     n, size = 7, 3
     params = (jb.Layer(jnp.zeros((1, 1)), jnp.zeros(1)),)

@@ -1,6 +1,10 @@
 """Silent promotion is an error in every test: of ranks (a batch by accident) and of dtypes."""
 
 import jax
+import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+@pytest.fixture(autouse=True)
+def _no_silent_promotion():
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

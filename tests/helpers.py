@@ -32,7 +32,7 @@ HIDDEN = [
     jb.hard_sigmoid, jb.relu6, jb.squareplus, jb.log_sigmoid,
 ]  # fmt: skip
 
-# (output, cost): the three that fuse first, then pairs that go through ∇_y C ⊙ f'(z^L) or a Jacobian
+# (output, cost): first the three that fuse, then pairs that go through ∇_y C ⊙ f'(z^L)
 HEADS = [
     (jb.sigmoid, jb.binary_cross_entropy),
     (jb.softmax, jb.cross_entropy),
@@ -61,6 +61,13 @@ def problem(net, batch=6, seed=0, dtype=jnp.float32):
         for n_in, n_out in zip(net.sizes[:-1], net.sizes[1:], strict=True)
     )
     x, t = draw(batch, net.sizes[0]), draw(batch, net.sizes[-1])
-    if net.cost in (jb.cross_entropy, jb.binary_cross_entropy):
+    if net.cost.name in ("cross_entropy", "binary_cross_entropy"):
         t = jax.nn.softmax(t)  # neither 0 nor 1, so that the textbook's logarithms are finite
     return params, x, t
+
+
+def temporaries(compiled):
+    """Bytes that a compiled program allocates besides its arguments and results."""
+    analysis = compiled.memory_analysis()
+    assert analysis is not None
+    return analysis.temp_size_in_bytes

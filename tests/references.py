@@ -16,7 +16,7 @@ def _logistic(z):
     return 1 / (1 + mp.exp(-z))
 
 
-def _elu(z, alpha=1):
+def _elu(z, alpha: mp.mpf | int = 1):
     return z if z > 0 else alpha * (mp.exp(z) - 1)
 
 
@@ -32,9 +32,7 @@ EXACT = {
     "celu": _elu,
     "softplus": lambda z: mp.log(1 + mp.exp(z)),
     "silu": lambda z: z * _logistic(z),
-    "gelu": lambda z: (
-        z / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3)))
-    ),
+    "gelu": lambda z: z / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3))),
     "gelu_exact": lambda z: z / 2 * mp.erfc(-z / mp.sqrt(2)),
     "mish": lambda z: z * mp.tanh(mp.log(1 + mp.exp(z))),
     "softsign": lambda z: z / (1 + abs(z)),
@@ -56,10 +54,7 @@ KINKS = {
 }
 
 # The same functions as `jax.nn` has them, for `jax.grad`.
-JAX = {
-    name: getattr(jax.nn, name, None)
-    for name in [*EXACT, "softmax"]
-} | {
+JAX = {name: getattr(jax.nn, name) for name in [*EXACT, "softmax"] if hasattr(jax.nn, name)} | {
     "identity": lambda z: z,
     "gelu": lambda z: jax.nn.gelu(z, approximate=True),
     "gelu_exact": lambda z: jax.nn.gelu(z, approximate=False),
@@ -100,4 +95,4 @@ def mean_cost(net, params, xs, ts, weight=None):
     weight = np.ones(len(xs)) if weight is None else weight
     kept = [(float(w), x, t) for w, x, t in zip(weight, xs, ts, strict=True) if w > 0]
     total = sum(w for w, _, _ in kept)
-    return sum(w / total * cost(net, params, x, t) for w, x, t in kept)
+    return jnp.sum(jnp.stack([w / total * cost(net, params, x, t) for w, x, t in kept]))

@@ -1,4 +1,4 @@
-"""C and ∇_y C, and the output heads: against textbook formulas, autodiff and float64 closed forms."""
+"""C, ∇_y C and the output heads: against the textbook, autodiff and float64 closed forms."""
 
 import jax
 import jax.numpy as jnp

@@ -28,7 +28,11 @@ def test_network_is_a_value():
 def test_hidden_is_kept_as_given_so_that_depth_can_be_replaced():
     net = jb.Network((4, 3, 2), jb.relu)
     assert net.hidden == jb.relu
-    assert dataclasses.replace(net, sizes=(4, 3, 3, 2)).activations == (jb.relu, jb.relu, jb.identity)
+    assert dataclasses.replace(net, sizes=(4, 3, 3, 2)).activations == (
+        jb.relu,
+        jb.relu,
+        jb.identity,
+    )
 
 
 def test_defaults():

@@ -1,0 +1,66 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+digits: $(STAMP) ## learn handwritten digits, and draw what happened (runs/digits/)
+	$(RUN) -m experiments.digits
+
+seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
+	$(RUN) -m experiments.common.seeds
+
+test: $(STAMP) ## every test and example, with line coverage of the package
+	$(RUN) -m pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=98
+
+test-newest: ## the same tests on the newest Python and JAX of this machine
+	@newest=$$($(PYTHON) tools/newest_python.py) || { echo "No Python newer than the default here: its tests were not run."; exit 0; }; \
+	$(MAKE) test-there VENV=.venv-newest PYTHON=$$newest
+
+test-there: $(STAMP)
+	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
+	$(RUN) -m pytest -n auto
+
+test-wheel: $(STAMP) ## build the wheel, and test it from another directory
+	rm -rf dist .venv-wheel
+	$(RUN) -m build --wheel --outdir dist . > /dev/null
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)"
+	.venv-wheel/bin/python -W error -c "import jbackprop"
+	.venv-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)[dev]"
+	PYTHON=$(CURDIR)/.venv-wheel/bin/python tools/test_elsewhere.sh
+
+experiments: $(STAMP) ## run every experiment for a few steps
+	@set -e; out=$$(mktemp -d); for file in experiments/*.py; do \
+	name=$$(basename $$file .py); echo "experiment: $$name"; \
+	$(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
+
+picture: $(STAMP) ## draw the README's pictures anew
+	rm -rf build/picture
+	$(RUN) -m experiments.digits --out build/picture
+	cp build/picture/*/hardest.png build/picture/*/deltas.png docs/
+
+lint: $(STAMP) ## ruff: rules and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(STAMP) ## put the format right
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+types: $(STAMP) ## pyright
+	$(VENV)/bin/pyright
+
+clean: ## remove environments, builds and caches
+	rm -rf .venv .venv-newest .venv-wheel dist build .coverage .pytest_cache .ruff_cache .hypothesis
+
+# Installed again only when pyproject.toml changes.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[experiments,dev]'
+	@touch $@
+
+.PHONY: help digits seeds test test-newest test-there test-wheel experiments picture lint format types clean

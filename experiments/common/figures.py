@@ -1,0 +1,99 @@
+"""The figures of a training run. Each function draws one file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+INK, SOFT = "#1f2933", "#9aa5b1"
+BLUE, ORANGE = "#2b6cb0", "#dd6b20"
+mpl.rcParams |= {
+    "figure.dpi": 130,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "grid.color": "#e4e7eb",
+    "legend.frameon": False,
+    "image.cmap": "gray_r",
+}
+
+
+def learning_curves(path: Path, rows: Sequence[dict[str, Any]], best: int) -> None:
+    """Cost and error of train and validation after every epoch; the one that was kept is marked."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for part, color in (("train", BLUE), ("validation", ORANGE)):
+        left.plot(epochs, [row[part]["cost"] for row in rows], color=color, label=part)
+        error = [100 * (1 - row[part]["accuracy"]) for row in rows]
+        right.plot(epochs, error, color=color, label=part)
+    left.set(title="Mean cost C", yscale="log")
+    right.set(title="Wrongly classified (%)", ylim=(0, None))
+    top = sorted(100 * (1 - row["validation"]["accuracy"]) for row in rows)
+    if len(rows) > 10:  # the first epochs would hide all that follows
+        right.set_ylim(0, 1.3 * top[int(0.9 * len(top))] + 1)
+    for axes in (left, right):
+        axes.set_xlabel("epoch")
+        axes.grid(axis="y")
+        axes.axvline(best, color=SOFT, linestyle=":", linewidth=1.2)
+        axes.legend()
+    left.annotate(
+        "kept", (best, 1), (3, -2), xycoords=("data", "axes fraction"),
+        textcoords="offset points", va="top", color=SOFT,
+    )  # fmt: skip
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def delta_norms(path: Path, norms: np.ndarray) -> None:
+    """Mean ‖δ^l‖ of every layer: its median over each epoch's steps, and the middle 80 % as a band.
+
+    norms has shape (epochs, steps, L)."""
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    epochs = 1 + np.arange(len(norms))
+    low, middle, high = np.quantile(norms, (0.1, 0.5, 0.9), axis=1)
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.8, norms.shape[2]))
+    for l, color in enumerate(colors):
+        axes.fill_between(epochs, low[:, l], high[:, l], color=color, alpha=0.12, linewidth=0)
+        axes.plot(epochs, middle[:, l], color=color, linewidth=1.8, label=f"δ$^{{{l + 1}}}$")
+    axes.set(title="Mean ‖δ$^l$‖ over a batch", xlabel="epoch", yscale="log")
+    axes.legend(ncols=3)
+    axes.grid(axis="y")
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def hardest(
+    path: Path,
+    images: np.ndarray,
+    truth: np.ndarray,
+    said: np.ndarray,
+    sure: np.ndarray,
+    title: str,
+) -> None:
+    """Images with what the network said of each, how surely, and what it is."""
+    columns = 6
+    rows = -(-len(images) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(9, 1.9 * rows + 0.4), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, t, y, p in zip(grid.flat, images, truth, said, sure, strict=False):
+        axes.imshow(image)
+        color = BLUE if t == y else ORANGE
+        axes.set_title(f"a {t}; said {y} ({100 * p:.0f} %)", loc="center", fontsize=9, color=color)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)
+    plt.close(figure)

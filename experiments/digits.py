@@ -1,0 +1,270 @@
+"""A network learns handwritten digits by the hand-written backward pass: `make digits`.
+
+Before it trains, the gradient is compared with `jax.grad` on a batch. What comes out is a table and
+a folder with config.json, metrics.jsonl, params.npz and three figures.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import jbackprop as jb
+from experiments.common import figures, run
+from experiments.common.data import Data, Part, load
+
+Hidden = Literal[
+    "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "celu", "softplus", "silu",
+    "gelu", "gelu_exact", "mish", "softsign", "hard_tanh", "hard_sigmoid", "relu6", "squareplus",
+    "log_sigmoid",
+]  # fmt: skip
+OUTPUT = {
+    "cross_entropy": jb.softmax,
+    "binary_cross_entropy": jb.sigmoid,
+    "squared_error": jb.identity,
+    "huber": jb.identity,
+    "log_cosh": jb.identity,
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a network on handwritten digits by hand-written backpropagation."""
+
+    sizes: tuple[int, ...] = (256, 128)
+    """Widths of the hidden layers; the input's and the output's come from the data."""
+    hidden: tuple[Hidden, ...] = ("relu",)
+    """Their activation: one for all, or one each."""
+    cost: Literal["cross_entropy", "binary_cross_entropy", "squared_error", "huber", "log_cosh"] = (
+        "cross_entropy"
+    )
+    """The cost; softmax, sigmoid or identity is the output that goes with it."""
+    optimizer: str = "adamw"
+    """Any optimizer of optax that takes a learning rate, by name."""
+    learning_rate: float = 1e-3
+    batch_size: int = 16
+    epochs: int = 80
+    seed: int = 0
+    """Of the split, the parameters and the order of the examples."""
+    out: Path = Path("runs/digits")
+    """Where the run's folder is made."""
+    data: Path | None = None
+    """A folder with MNIST's four IDX files, gzipped or not, in place of scikit-learn's digits."""
+    quick: bool = False
+    """Two epochs, only to see that everything works."""
+
+
+def network(options: Options, data: Data) -> jb.Network:
+    """The network that the options and the data ask for."""
+    hidden = tuple(getattr(jb, name) for name in options.hidden)
+    return jb.Network(
+        (data.train.x.shape[1], *options.sizes, data.classes),
+        hidden[0] if len(hidden) == 1 else hidden,
+        OUTPUT[options.cost],
+        getattr(jb, options.cost),
+    )
+
+
+def make_optimizer(options: Options) -> optax.GradientTransformation:
+    """The optimizer by its name in optax."""
+    try:
+        optimizer = getattr(optax, options.optimizer)(learning_rate=options.learning_rate)
+        assert isinstance(optimizer, optax.GradientTransformation)
+    except (AttributeError, TypeError, AssertionError):
+        raise ValueError(
+            "optimizer: expected the name of an optimizer of optax that takes a learning rate, "
+            f"such as sgd, adam or lion, got {options.optimizer!r}"
+        ) from None
+    return optimizer
+
+
+def targets(net: jb.Network, part: Part) -> Any:
+    """Labels as they are for cross-entropy, one-hot for every other cost."""
+    if net.cost == jb.cross_entropy:
+        return part.labels
+    return np.eye(net.sizes[-1], dtype=np.float32)[part.labels]
+
+
+def difference_from_autodiff(net: jb.Network, params: jb.Params, x: Any, t: Any) -> float:
+    """The largest difference from `jax.grad`, relative to the largest entry of its array."""
+    with jax.default_matmul_precision("highest"):
+        _, ours = jax.jit(partial(jb.value_and_grad, net))(params, x, t)
+        theirs = jax.jit(jax.grad(partial(jb.mean_cost, net)))(params, x, t)
+    worst = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)), ours, theirs)
+    return max(map(float, jax.tree.leaves(worst)))
+
+
+def delta_norms(factors: jb.Factors, state: jb.TrainState, updates: Any) -> Any:
+    """Mean ‖δ^l‖ of every layer, (L,): computed at every step inside the compiled epoch."""
+    share = factors.weight / jnp.sum(factors.weight)
+    return jnp.stack([share @ jnp.sqrt(jnp.sum(d**2, axis=1)) for d in factors.delta])
+
+
+@contextmanager
+def stop_between_epochs() -> Iterator[list[int]]:
+    """Ctrl-C fills the list that is yielded; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def progress_bar(console: Console) -> Progress:
+    """Epochs done, cost, accuracy, time left."""
+    return Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def main(options: Options) -> int:
+    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
+    start = time.perf_counter()
+    console = Console()
+    if options.quick:
+        options = replace(options, epochs=min(options.epochs, 2))
+    try:
+        data = load(options.data, options.seed)
+        net, optimizer = network(options, data), make_optimizer(options)
+        parts = {
+            name: (part.x, targets(net, part))
+            for name, part in zip(("train", "validation", "test"), data[:3], strict=True)
+        }
+        for x, t in parts.values():
+            jb.check_batch(net, x, t)
+        for name in ("batch_size", "epochs"):
+            if getattr(options, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
+        state = jb.init_state(net, optimizer, jax.random.key(options.seed))
+    except ValueError as error:
+        console.print(f"[red]{error}", highlight=False, soft_wrap=True)
+        return 2
+
+    x, t = parts["train"]
+    folder = run.new_folder(options.out)
+    gap = difference_from_autodiff(net, state.params, x[:128], t[:128])
+    run.write_config(folder, options, network=net.sizes, difference_from_autodiff=gap)
+    console.print(
+        f"{len(x)} digits to learn from, a network {'-'.join(map(str, net.sizes))}, "
+        f"{jax.devices()[0].device_kind}.\n"
+        f"Largest relative difference from jax.grad on a batch: {gap:.1e}",
+        highlight=False,
+    )
+
+    evaluate = partial(jb.evaluate, net, batch_size=1024)
+    best, kept, rows, norms = (-1.0, 0.0), None, [], []
+    status, message = 0, ""
+    with progress_bar(console) as progress, stop_between_epochs() as asked:
+        bar = progress.add_task("", total=options.epochs, status="")
+        for epoch in range(1, options.epochs + 1):
+            state, info = jb.train_epoch(
+                net, optimizer, state, x, t, batch_size=options.batch_size, observe=delta_norms
+            )
+            scores = {
+                name: {
+                    k: float(v) for k, v in evaluate(state.params, *parts[name])._asdict().items()
+                }
+                for name in ("train", "validation")
+            }
+            norms.append(np.asarray(info.observed))
+            row = {"epoch": epoch, "seconds": round(time.perf_counter() - start, 3), **scores}
+            finite = np.isfinite([s["cost"] for s in scores.values()]).all()
+            rows.append(row)
+            run.append(folder, row if finite else row | {"finite": False})
+            if not finite:
+                status = 1
+                message = (
+                    f"The cost is no longer finite after epoch {epoch}. "
+                    f"Try a lower --learning-rate than {options.learning_rate:g}."
+                )
+                break
+            cost, accuracy = scores["validation"].values()
+            if (accuracy, -cost) > best:
+                best, kept = (accuracy, -cost), (epoch, jax.tree.map(np.array, state.params))
+            progress.update(bar, advance=1, status=f"cost {cost:.4f}  accuracy {accuracy:.2%}")
+            if asked and epoch < options.epochs:
+                status, message = 130, f"Stopped after epoch {epoch}, as asked."
+                break
+
+    if kept is not None:
+        finish(console, folder, net, data, parts, kept, rows, np.stack(norms))
+    if message:
+        console.print(f"[yellow]{message}", highlight=False)
+    seconds = time.perf_counter() - start
+    console.print(f"Written to {folder} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+    return status
+
+
+def costs(net: jb.Network, params: jb.Params, x: Any, t: Any) -> np.ndarray:
+    """C of every example, (N,), a thousand at a time."""
+    each = jax.jit(lambda x, t: jb.backprop(net, params, x, t).cost)
+    return np.concatenate([each(x[i : i + 1000], t[i : i + 1000]) for i in range(0, len(x), 1000)])
+
+
+def finish(
+    console: Console,
+    folder: Path,
+    net: jb.Network,
+    data: Data,
+    parts: dict[str, Any],
+    kept: tuple[int, jb.Params],
+    rows: list[dict[str, Any]],
+    norms: np.ndarray,
+) -> None:
+    """The table, parameters and figures of the epoch with the best validation accuracy."""
+    epoch, params = kept
+    run.save_params(folder, params)
+    table = Table(title=f"After epoch {epoch}, the best on validation", title_justify="left")
+    for heading in ("", "examples", "cost", "accuracy"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    final: dict[str, Any] = {}
+    for name, (x, t) in parts.items():
+        cost, accuracy = map(float, jb.evaluate(net, params, x, t, batch_size=1024))
+        final[name] = {"cost": cost, "accuracy": accuracy}
+        table.add_row(name, str(len(x)), f"{cost:.4f}", f"{accuracy:.2%}")
+    run.append(folder, {"kept": epoch, **final})
+    console.print(table)
+
+    figures.learning_curves(folder / "curves.png", rows, epoch)
+    figures.delta_norms(folder / "deltas.png", norms)
+    x, t = parts["test"]
+    worst = np.argsort(-costs(net, params, x, t))[:18]
+    y = np.asarray(jb.predict(net, params, x[worst]))
+    wrong = round(len(x) * (1 - final["test"]["accuracy"]))
+    figures.hardest(
+        folder / "hardest.png",
+        x[worst].reshape(-1, *data.image_shape),
+        data.test.labels[worst],
+        y.argmax(1),
+        y.max(1),
+        f"The test digits with the highest cost ({wrong} of {len(x)} are classified wrongly)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options)))

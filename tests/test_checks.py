@@ -1,0 +1,214 @@
+"""Bad input: a `ValueError` that begins with the argument; what was expected, and what came."""
+
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import problem
+
+import jbackprop as jb
+
+NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
+REGRESSION = jb.Network((4, 5, 3))
+PARAMS, X, T = problem(NET)
+TAPE = jb.forward(NET, PARAMS, X[0])
+DELTAS = jb.backward(NET, PARAMS, TAPE, T[0])
+SGD = optax.sgd(0.1)
+LABELS = jnp.zeros(6, int)
+BATCHED = jb.backprop(NET, PARAMS, X, T).tape
+
+
+def state():
+    return jb.init_state(NET, SGD, jax.random.key(0))
+
+
+def epoch(size, x=X, t=T, **kwargs):
+    return jb.train_epoch(NET, SGD, state(), x, t, batch_size=size, **kwargs)
+
+
+CASES = {
+    # the network
+    "sizes of one": (lambda: jb.Network((4,)), "sizes: expected at least two sizes"),
+    "size 0": (lambda: jb.Network((4, 0, 3)), "sizes: .* got (4, 0, 3)"),
+    "sizes of floats": (lambda: jb.Network((4.0, 3)), "sizes: expected whole numbers"),
+    "sizes no sequence": (lambda: jb.Network(4), "sizes: expected whole numbers"),
+    "hidden softmax": (lambda: jb.Network((4, 5, 3), jb.softmax), "hidden: .* softmax"),
+    "hidden softmax listed": (lambda: jb.Network((4, 5, 3), [jb.softmax]), "hidden: .* softmax"),
+    "too few hidden": (lambda: jb.Network((4, 5, 5, 3), [jb.tanh]), "hidden: expected 2 .* got 1"),
+    "hidden is a function": (lambda: jb.Network((4, 5, 3), jnp.tanh), "hidden: expected an Act"),
+    "output is a name": (lambda: jb.Network((4, 3), output="tanh"), "output: .* got 'tanh'"),
+    "cost is a function": (lambda: jb.Network((4, 3), cost=jnp.sum), "cost: expected one Cost"),
+    # init
+    "integer dtype": (
+        lambda: jb.init(NET, jax.random.key(0), dtype=int), "dtype: .* floating dtype, got int"),
+    "float64 without x64": (
+        lambda: jb.init(NET, jax.random.key(0), dtype="float64"), "dtype: float64 needs 64-bit"),
+    "raw key": (lambda: jb.init(NET, jax.random.PRNGKey(0)), "key: .* got uint32"),
+    "seed for key": (lambda: jb.init_state(NET, SGD, 0), "key: expected a typed key.* got int"),
+    "two keys": (
+        lambda: jb.init(NET, jax.random.split(jax.random.key(0))), "key: .* one key .* (2,)"),
+    # params
+    "params for another network": (
+        lambda: jb.predict(jb.Network((4, 6, 3)), PARAMS, X),
+        "params: expected w^1 of shape (6, 4) for .* sizes (4, 6, 3), got (5, 4)"),
+    "w transposed": (
+        lambda: jb.predict(NET, [(w.T, b) for w, b in PARAMS], X), "params: .* got (4, 5)"),
+    "b of a wrong shape": (
+        lambda: jb.predict(NET, [(w, b[:, None]) for w, b in PARAMS], X), "params: .* b^1"),
+    "a layer missing": (lambda: jb.predict(NET, PARAMS[:1], X), "params: expected 2 .* got 1"),
+    "params None": (lambda: jb.predict(NET, None, X), "params: .* got NoneType"),
+    "w without b": (lambda: jb.predict(NET, [w for w, _ in PARAMS], X), "params: "),
+    "integer params": (
+        lambda: jb.predict(NET, [(w.astype(int), b.astype(int)) for w, b in PARAMS], X),
+        "params: expected one floating dtype throughout .* got int32"),
+    "mixed params": (
+        lambda: jb.predict(NET, [(w, b.astype(jnp.bfloat16)) for w, b in PARAMS], X),
+        "params: .* got bfloat16, float32"),
+    "params to init_state": (
+        lambda: jb.init_state(NET, SGD, jax.random.key(0), params=PARAMS[:1]), "params: "),
+    # x
+    "features": (
+        lambda: jb.backprop(NET, PARAMS, X[:, :3], T),
+        "x: expected shape (B, 4) for a network with sizes (4, 5, 3), got (6, 3)"),
+    "a batch for an example": (
+        lambda: jb.forward(NET, PARAMS, X), "x: expected one example of shape (4,) .* got (6, 4)"),
+    "an example for a batch": (lambda: jb.backprop(NET, PARAMS, X[0], T), "x: .* got (4,)"),
+    "an example to mean_cost": (lambda: jb.mean_cost(NET, PARAMS, X[0], T), "x: .* got (4,)"),
+    "features to predict": (lambda: jb.predict(NET, PARAMS, X.T), "x: .* (..., 4) .* got (4, 6)"),
+    "a number to predict": (lambda: jb.predict(NET, PARAMS, 1.0), "x: .* got ()"),
+    "complex x": (
+        lambda: jb.predict(NET, PARAMS, X.astype(complex)), "x: .* real .* got complex64"),
+    "x of words": (lambda: jb.predict(NET, PARAMS, "digits"), "x: expected .* real .* got str"),
+    "ragged x": (lambda: jb.predict(NET, PARAMS, [[1.0], [1.0, 2.0]]), "x: .* got list"),
+    "empty batch": (
+        lambda: jb.value_and_grad(NET, PARAMS, X[:0], T[:0]), "x: expected at least one example"),
+    "empty step": (lambda: jb.train_step(NET, SGD, state(), X[:0], T[:0]), "x: .* at least one"),
+    "empty epoch": (lambda: epoch(2, X[:0], T[:0]), "x: .* at least one"),
+    "empty evaluation": (lambda: jb.evaluate(NET, PARAMS, X[:0], T[:0]), "x: .* at least one"),
+    # t
+    "t of a wrong width": (
+        lambda: jb.backprop(NET, PARAMS, X, T[:, :2]),
+        "t: expected shape (6, 3) or integer labels of shape (6,) .* got (6, 2)"),
+    "t of another length": (lambda: jb.backprop(NET, PARAMS, X, T[:5]), "t: .* got (5, 3)"),
+    "labels in a column": (lambda: jb.backprop(NET, PARAMS, X, LABELS[:, None]), "t: .* (6, 1)"),
+    "float labels": (lambda: jb.backprop(NET, PARAMS, X, T[:, 0]), "t: .* got (6,)"),
+    "bool labels": (lambda: jb.backprop(NET, PARAMS, X, LABELS > 0), "t: .* got (6,)"),
+    "labels for a regression": (
+        lambda: jb.backprop(REGRESSION, PARAMS, X, LABELS),
+        "t: expected shape (6, 3), since the cost squared_error takes no integer labels"),
+    "flat t for one output": (
+        lambda: jb.backprop(jb.Network((4, 1)), [(X[:1], X[0, :1])], X, T[:, 0]),
+        "t: expected shape (6, 1) .* got (6,)"),
+    "a label for one example of a regression": (
+        lambda: jb.backward(REGRESSION, PARAMS, TAPE, 2), "t: expected shape (3,), since"),
+    "a batch of t for one example": (lambda: jb.backward(NET, PARAMS, TAPE, T), "t: .* (6, 3)"),
+    "t of an epoch": (lambda: epoch(2, X, T[:5]), "t: .* got (5, 3)"),
+    "t of an evaluation": (lambda: jb.evaluate(NET, PARAMS, X, T[:5]), "t: .* got (5, 3)"),
+    "t of a step": (lambda: jb.train_step(NET, SGD, state(), X, T[:5]), "t: .* got (5, 3)"),
+    # weight
+    "weight of a wrong shape": (
+        lambda: jb.backprop(NET, PARAMS, X, T, weight=jnp.ones(5)), "weight: .* (6,).* got (5,)"),
+    "weight in a column": (
+        lambda: jb.mean_cost(NET, PARAMS, X, T, weight=jnp.ones((6, 1))), "weight: .* (6, 1)"),
+    "negative weight": (
+        lambda: jb.backprop(NET, PARAMS, X, T, weight=[1, 1, 1, -2, 1, 1]),
+        "weight: expected numbers of at least 0, got -2.0 at row 3"),
+    "NaN weight": (
+        lambda: jb.backprop(NET, PARAMS, X, T, weight=[np.nan] * 6), "weight: .* nan at row 0"),
+    "weight of an epoch": (lambda: epoch(2, weight=jnp.ones(5)), "weight: .* got (5,)"),
+    # batch_size
+    "batch_size 0": (lambda: epoch(0), "batch_size: .* at least 1, got 0"),
+    "batch_size a float": (lambda: epoch(2.0), "batch_size: .* got 2.0"),
+    "batch_size of an evaluation": (
+        lambda: jb.evaluate(NET, PARAMS, X, T, batch_size=-1), "batch_size: .* got -1"),
+    # the pass
+    "the tape of a batch": (lambda: jb.backward(NET, PARAMS, BATCHED, T[0]), "tape: .* (6, 5)"),
+    "the tape of another network": (
+        lambda: jb.backward(jb.Network((4, 3)), PARAMS[:1], TAPE, T[0]), "tape: "),
+    "delta_L of a batch": (
+        lambda: jb.propagate(NET, PARAMS, TAPE, T), "delta_L: .* got [(6, 3)]"),
+    "a delta missing": (lambda: jb.gradients(TAPE, DELTAS[:1]), "deltas: expected the shapes"),
+    "deltas of a batch": (lambda: jb.gradients(BATCHED, BATCHED.z), "deltas: .* one example"),
+    "feedback for one layer more": (
+        lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], feedback=(1, 2)),
+        "feedback: expected a tuple of 1, .* got tuple 2"),
+    "feedback that is no tuple": (
+        lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], feedback=3), "feedback: .* got int"),
+    "feedback forgotten": (
+        lambda: jb.backprop(NET, PARAMS, X, T, rule=jb.Rule("fa", lambda s: s.slope, init=len)),
+        "feedback: expected rule.init(net, params, key) for fa, got None"),
+    "raw key for a rule": (
+        lambda: jb.backprop(NET, PARAMS, X, T, key=jax.random.PRNGKey(0)), "key: .* typed key"),
+    "a rule of a wrong shape": (
+        lambda: jb.backprop(NET, PARAMS, X, T, rule=jb.Rule("wide", lambda s: s.delta)),
+        "rule wide: expected the shapes of one example's z, [(5,)], got [(3,)]"),
+    "a cost that is no number": (
+        lambda: jb.value_and_grad(
+            jb.Network((4, 5, 3), cost=jb.Cost("each", lambda y, t: y - t, lambda y, t: y)),
+            PARAMS, X, T),
+        "cost: expected each.value(y, t) of shape (), got (3,)"),
+    # check_batch
+    "label 3 of 3": (
+        lambda: jb.check_batch(NET, X, [0, 1, 3, 0, 9, 0]),
+        "t: expected labels from 0 to 2, got 3 at row 2"),
+    "label -1": (lambda: jb.check_batch(NET, X, [0, -1, 2, 0, 0, 0]), "t: .* got -1 at row 1"),
+    "label beyond int32": (
+        lambda: jb.check_batch(NET, X, np.array([0, 0, 2**32 + 1, 0, 0, 0])), "t: .* at row 2"),
+    "x infinite": (lambda: jb.check_batch(NET, X.at[4, 1].set(jnp.inf), T), "x: .* inf at row 4"),
+    "t NaN": (lambda: jb.check_batch(REGRESSION, X, T.at[5, 0].set(jnp.nan)), "t: .* at row 5"),
+    "t negative": (lambda: jb.check_batch(NET, X, T.at[1, 2].set(-1)), "t: .* got -1.0 at row 1"),
+    "t beyond 1": (
+        lambda: jb.check_batch(jb.Network((4, 3), cost=jb.binary_cross_entropy), X, 2 * T.round()),
+        "t: expected numbers from 0 to 1, got 2.0"),
+    "shape of x": (lambda: jb.check_batch(NET, X[:, :3], T), "x: expected shape (B, 4)"),
+    "shape of t": (lambda: jb.check_batch(NET, X, T[:5]), "t: .* got (5, 3)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_names_the_argument(name):
+    call, message = CASES[name]
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    with pytest.raises(ValueError, match=f"^{pattern}"):
+        call()
+
+
+def test_what_is_traced_raises_when_it_is_traced():
+    with pytest.raises(ValueError, match="x: expected shape"):
+        jax.eval_shape(lambda x: jb.backprop(NET, PARAMS, x, T), X[:, :3])
+
+
+@pytest.mark.parametrize("good", [(X, T), (X.tolist(), [0, 1, 2, 0, 1, 2]), (X > 0, LABELS)])
+def test_check_batch_is_silent_on_good_values(good):
+    assert jb.check_batch(NET, *good) is None
+    assert jb.check_batch(REGRESSION, X, -5 * T) is None
+
+
+def test_import_is_silent_and_needs_only_the_core():
+    """Nothing of the extras, with warnings as errors."""
+    code = (
+        "import sys\n"
+        "for name in ['sklearn', 'matplotlib', 'tyro', 'rich', 'beartype', 'pytest']:\n"
+        "    sys.modules[name] = None\n"
+        "import jbackprop\n"
+        "assert jbackprop.__all__ and jbackprop.__version__\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in jb.__all__:
+        value = getattr(jb, name)
+        assert (
+            callable(value)
+            or isinstance(value, jb.Activation | jb.Cost | jb.Rule)
+            or (name == "Params")
+        )
+        if callable(value) and name != "Params":
+            assert value.__doc__

@@ -1,0 +1,155 @@
+"""A batch is its examples: weights, masks, labels, order, structure, and what jit users feel."""
+
+import battery
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import HEADS, assert_close, head_name, problem, temporaries
+
+import jbackprop as jb
+
+NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
+
+
+@pytest.mark.parametrize("pair", HEADS, ids=head_name)
+def test_absent_rows_change_nothing(pair):
+    battery.absent_rows_change_nothing(jb, jb.Network((4, 5, 3), jb.relu, *pair))
+
+
+@pytest.mark.parametrize("pair", HEADS, ids=head_name)
+def test_autodiff_of_mean_cost_survives_absent_rows_of_nan(pair):
+    net = jb.Network((4, 5, 3), jb.tanh, *pair)
+    params, x, t = problem(net)
+    weight = np.array([True, True, False, True, True, True])
+    x, t = x.at[2].set(jnp.nan), t.at[2].set(jnp.nan)
+    cost, gradient = jb.value_and_grad(net, params, x, t, weight=weight)
+    theirs = jax.value_and_grad(jb.mean_cost, argnums=1)(net, params, x, t, weight=weight)
+    assert_close((cost, gradient), theirs)
+
+
+def test_labels_are_one_hot_or_nan():
+    battery.labels_are_one_hot_or_nan(jb)
+
+
+def test_saturated_heads_are_right():
+    battery.saturated_heads_are_right(jb)
+
+
+def test_a_batch_is_its_examples():
+    params, x, t = problem(NET)
+    factors = jb.backprop(NET, params, x, t)
+    for i in range(len(x)):
+        tape = jb.forward(NET, params, x[i])
+        row = jax.tree.map(lambda leaf, i=i: leaf[i], factors)
+        assert_close(row.tape, tape)
+        assert_close(row.delta, jb.backward(NET, params, tape, t[i]))
+    assert_close(factors.t, t)
+    assert_close(factors.weight, jnp.ones(len(x)))
+
+
+def test_a_batch_is_the_weighted_sum_of_its_parts_in_any_order():
+    params, x, t = problem(NET)
+    whole = jb.value_and_grad(NET, params, x, t)
+    parts = [jb.value_and_grad(NET, params, x[s], t[s]) for s in (slice(2), slice(2, 6))]
+    assert_close(whole, jax.tree.map(lambda a, b: a / 3 + b * 2 / 3, *parts))
+    order = jnp.array([5, 0, 3, 1, 4, 2])
+    assert_close(jb.value_and_grad(NET, params, x[order], t[order]), whole)
+    twice = jnp.array([2.0, 1, 1, 1, 1, 1])
+    again = jnp.array([0, 0, 1, 2, 3, 4, 5])
+    weighted = jb.value_and_grad(NET, params, x, t, weight=twice)
+    assert_close(weighted, jb.value_and_grad(NET, params, x[again], t[again]))
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.int32, np.float64])
+def test_weight_of_any_real_dtype(dtype):
+    params, x, t = problem(NET)
+    weight = np.array([1, 0, 1, 1, 0, 1], dtype)
+    expected = jb.value_and_grad(NET, params, x, t, weight=weight.astype(np.float32))
+    assert_close(jb.value_and_grad(NET, params, x, t, weight=weight), expected)
+
+
+def test_no_weight_at_all_gives_zero():
+    params, x, t = problem(NET)
+    cost, gradient = jb.value_and_grad(NET, params, x, t, weight=jnp.zeros(6))
+    assert not any(leaf.any() for leaf in jax.tree.leaves((cost, gradient)))
+    assert float(jb.mean_cost(NET, params, x, t, weight=jnp.zeros(6))) == 0
+
+
+def test_zero_cost_gives_zero_gradient():
+    net = jb.Network((4, 5, 3))
+    params, x, _ = problem(net)
+    cost, gradient = jb.value_and_grad(net, params, x, jb.predict(net, params, x))
+    assert float(cost) < 1e-12
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradient)) < 1e-6
+
+
+def test_a_traced_negative_or_nan_weight_gives_nan():
+    params, x, t = problem(NET)
+    step = jax.jit(lambda weight: jb.value_and_grad(NET, params, x, t, weight=weight))
+    for bad in (-1.0, jnp.nan):
+        leaves = jax.tree.leaves(step(jnp.ones(6).at[3].set(bad)))
+        assert all(jnp.isnan(leaf).all() for leaf in leaves)
+
+
+def test_a_nan_row_poisons_its_own_factors_only():
+    params, x, t = problem(NET)
+    factors = jb.backprop(NET, params, x.at[1].set(jnp.nan), t)
+    clean = jb.backprop(NET, params, x, t)
+    others = jnp.array([0, 2, 3, 4, 5])
+    pick = lambda f: jax.tree.map(lambda leaf: leaf[others], f)
+    assert_close(pick(factors), pick(clean))
+    assert jnp.isnan(factors.cost[1])
+    assert all(jnp.isnan(d[1]).all() for d in factors.delta)
+
+
+@pytest.mark.parametrize("form", [list, tuple])
+def test_gradient_has_the_structure_of_the_parameters(form):
+    params, x, t = problem(NET)
+    other = form(form(layer) for layer in params)
+    _, gradient = jb.value_and_grad(NET, other, x, t)
+    assert jax.tree.structure(gradient) == jax.tree.structure(other)
+    moved = jb.sgd_step(other, gradient, 0.1)
+    expected = [[w - 0.1 * dw, b - 0.1 * db]
+                for (w, b), (dw, db) in zip(params, gradient, strict=True)]  # fmt: skip
+    assert_close(jax.tree.leaves(moved), jax.tree.leaves(expected))
+
+
+def test_label_dtypes_agree_also_with_more_classes_than_uint8_counts():
+    net = jb.Network((2, 300), output=jb.softmax, cost=jb.cross_entropy)
+    params, x, _ = problem(net)
+    labels = np.array([0, 7, 255, 3, 2, 1])
+    expected = jb.value_and_grad(net, params, x, jnp.asarray(labels))
+    for dtype in (np.uint8, np.int16, np.uint32, np.int64):
+        assert_close(jb.value_and_grad(net, params, x, labels.astype(dtype)), expected)
+
+
+def test_backprop_under_a_rule_with_noise_gives_every_example_its_own_key():
+    noise = jb.Rule("noise", lambda s: jax.random.normal(s.key, s.slope.shape))
+    params, x, t = problem(NET)
+    ours = jb.backprop(NET, params, x, t, rule=noise, key=jax.random.key(0))
+    assert len(jnp.unique(ours.delta[0])) == ours.delta[0].size
+    assert_close(ours, jb.backprop(NET, params, x, t, rule=noise, key=jax.random.key(0)), 0)
+    other = jb.backprop(NET, params, x, t, rule=noise, key=jax.random.key(1))
+    assert not jnp.allclose(ours.delta[0], other.delta[0])
+
+
+def test_works_under_jit_vmap_and_eval_shape():
+    params, x, t = problem(NET)
+    factors = jb.backprop(NET, params, x, t)
+    assert_close(jax.jit(jb.backprop, static_argnums=0)(NET, params, x, t), factors)
+    shapes = jax.eval_shape(lambda *a: jb.backprop(NET, *a), params, x, t)
+    assert jax.tree.map(jnp.shape, factors) == jax.tree.map(lambda s: s.shape, shapes)
+    many = jax.tree.map(lambda p: jnp.stack([p, 2 * p]), params)
+    costs, gradients = jax.vmap(lambda p: jb.value_and_grad(NET, p, x, t))(many)
+    second = jb.value_and_grad(NET, jax.tree.map(lambda p: 2 * p, params), x, t)
+    assert_close((costs[1], jax.tree.map(lambda g: g[1], gradients)), second)
+
+
+def test_mean_gradient_never_forms_a_gradient_per_example():
+    net = jb.Network((128, 128, 128), jb.relu)
+    params, x, t = problem(net, batch=64)
+    step = jax.jit(lambda *a: jb.value_and_grad(net, *a))
+    assert (
+        temporaries(step.lower(params, x, t).compile()) < 64 * 128 * 128
+    )  # a quarter of one layer's B × P floats

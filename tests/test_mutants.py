@@ -1,0 +1,115 @@
+"""Proof that the battery can fail: deliberate faults in the pass, each of which it must find.
+
+A mutant is a copy of the package, imported under another name, with one line of one file changed.
+The line must stand there exactly once, so that no mutant goes stale unseen. It counts as killed
+only by a failed comparison: one that crashes would prove nothing about the battery.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import battery
+import jax
+import optax
+import pytest
+
+import jbackprop
+
+PACKAGE = Path(jbackprop.__file__).parent
+
+MUTANTS = {
+    # the recursion
+    "f' dropped": ("backward", "(s.w.T @ s.delta) * s.slope", "s.w.T @ s.delta"),
+    "w not transposed": ("backward", "(s.w.T @ s.delta)", "(s.w @ s.delta)"),
+    "f for f'": ("backward", "f.df(z), k", "f.f(z), k"),
+    "w^l for w^{l+1}": ("backward", "zip(layers[1:], fs", "zip(layers[:-1], fs"),
+    "f' of the layer above": ("backward", "net.activations[:-1], t", "net.activations[1:], t"),
+    "z^{l+1} for z^l": ("backward", "tape.z[:-1], tape", "tape.z[1:], tape"),
+    "δ^L for δ^{l+1}": ("backward", "b, deltas[0], delta_L", "b, delta_L, delta_L"),
+    "layers in the wrong order": ("backward", "in reversed([*hidden])", "in [*hidden]"),
+    "δ out of order": ("backward", "deltas = (delta, *deltas)", "deltas = (*deltas, delta)"),
+    # the outer products and their sums
+    "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
+    "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
+    "a^l for a^{l-1} in a batch": ("factors", "factors.tape.a[:-1]", "factors.tape.a[1:]"),
+    "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
+    "sum for mean": ("factors", "_shares(factors.weight))", "factors.weight)"),
+    "mean of B, not of weights": (
+        "factors", "total = jnp.sum(weight)", "total = 1.0 * len(weight)"),
+    "∂C/∂b forgotten": ("factors", "jnp.sum(scaled, axis=0)", "0 * jnp.sum(scaled, axis=0)"),
+    "weights not in the gradient": ("factors", "(c[:, None] * d", "(c[:1, None] * d"),
+    # the forward pass
+    "b forgotten": ("network", "z = w @ a + b", "z = w @ a + 0 * b"),
+    "every layer reads x": ("network", "z = w @ a + b", "z = w @ tape.a[0] + b"),
+    # the output
+    "δ^L without ∇_y C": ("costs", "return slope * output.df(z)", "return output.df(z)"),
+    "δ^L without f'": ("costs", "return slope * output.df(z)", "return slope"),
+    "softmax as if diagonal": (
+        "costs", "return y * (slope - jnp.sum(slope * y))", "return y * (1 - y) * slope"),
+    "t need not sum to one": ("costs", "return y * jnp.sum(t) - t", "return y - t"),
+    "the slide's sign": (
+        "costs", "jnp.sum(t * jax.nn.softplus(-z) +", "-jnp.sum(t * jax.nn.softplus(-z) +"),
+    "heads do not fuse": ("costs", "_FUSED.get((output, cost), ", "dict().get((output, cost), "),
+    # the batch
+    "mask ignored": ("factors", "else weights == 0", "else weights < 0"),
+    "mask by a product": (
+        "factors", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), 0, leaf)",
+        "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
+    "a label out of range is silent": (
+        "checks", "one_hot(t, n, dtype=dtype), jnp.nan)", "one_hot(t, n, dtype=dtype), 0)"),
+    # the epoch
+    "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
+    "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
+    "every batch is the first": ("train", "x[rows], t[rows]", "x[: len(rows)], t[: len(rows)]"),
+    "t does not follow the shuffle": ("train", "x[rows], t[rows]", "x[rows], t[: len(rows)]"),
+}  # fmt: skip
+
+
+def _mutant(monkeypatch, folder, name, file, old, new):
+    """The package with one change, imported as `name`."""
+    (folder / name).mkdir()
+    for path in PACKAGE.glob("*.py"):
+        text = path.read_text().replace("from jbackprop", f"from {name}")
+        if path.stem == file:
+            assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}.py"
+            text = text.replace(old, new)
+        (folder / name / path.name).write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module(name)
+
+
+def _battery(jb):
+    net = lambda *pair: jb.Network((3, 3, 3, 3), (jb.tanh, jb.sigmoid), *pair)
+    battery.gradient_is_that_of_autodiff(jb, net(jb.sigmoid, jb.squared_error))
+    battery.gradient_is_that_of_autodiff(jb, net(jb.sigmoid, jb.binary_cross_entropy))
+    battery.gradient_is_that_of_autodiff(jb, net(jb.softmax, jb.squared_error))
+    battery.gradient_is_that_of_autodiff(jb, net(jb.softmax, jb.cross_entropy), t_sum=2.0)
+    battery.absent_rows_change_nothing(jb, net())
+    battery.saturated_heads_are_right(jb)
+    battery.labels_are_one_hot_or_nan(jb)
+    battery.an_epoch_is_its_steps(jb, optax.sgd(0.01))
+
+
+@pytest.fixture
+def _quiet():
+    """Products with NaN are what some mutants are about."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    for name in [name for name in sys.modules if name.startswith("mutant_")]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("_quiet")
+def test_the_package_itself_survives(monkeypatch, tmp_path):
+    text = "z = w @ a + b"
+    _battery(_mutant(monkeypatch, tmp_path, "mutant_none", "network", text, text))
+
+
+@pytest.mark.usefixtures("_quiet")
+@pytest.mark.parametrize("fault", MUTANTS)
+def test_the_battery_kills(fault, monkeypatch, tmp_path):
+    name = f"mutant_{list(MUTANTS).index(fault)}"
+    mutant = _mutant(monkeypatch, tmp_path, name, *MUTANTS[fault])
+    with pytest.raises(AssertionError):
+        _battery(mutant)
