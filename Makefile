@@ -33,9 +33,12 @@ test-wheel: $(STAMP) ## build the wheel, and test it from another directory
 	PYTHON=$(CURDIR)/.venv-wheel/bin/python tools/test_elsewhere.sh
 
 experiments: $(STAMP) ## run every experiment for a few steps
-	@set -e; out=$$(mktemp -d); for file in experiments/*.py; do \
-	name=$$(basename $$file .py); echo "experiment: $$name"; \
+	@set -e; out=$$(mktemp -d); for file in experiments/*.py experiments/*/__main__.py; do \
+	name=$$(basename $${file%/__main__.py} .py); echo "experiment: $$name"; \
 	$(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
+
+benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about ten minutes)
+	$(RUN) -m experiments.benchmark --readme README.md
 
 picture: $(STAMP) ## draw the README's pictures anew
 	rm -rf build/picture
@@ -63,4 +66,9 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[experiments,dev]'
 	@touch $@
 
-.PHONY: help digits seeds test test-newest test-there test-wheel experiments picture lint format types clean
+# The peers are large: only a benchmark installs them.
+$(VENV)/.benchmark: $(STAMP)
+	$(RUN) -m pip install --quiet --editable '.[experiments,benchmark]'
+	@touch $@
+
+.PHONY: help digits seeds benchmark test test-newest test-there test-wheel experiments picture lint format types clean

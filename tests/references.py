@@ -4,6 +4,8 @@
 `jax.numpy` give a forward pass for `jax.grad` to differentiate.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath as mp
@@ -16,7 +18,7 @@ def _logistic(z):
     return 1 / (1 + mp.exp(-z))
 
 
-def _elu(z, alpha: mp.mpf | int = 1):
+def _elu(z, alpha: Any = 1):
     return z if z > 0 else alpha * (mp.exp(z) - 1)
 
 

@@ -1,0 +1,81 @@
+"""The goals, each with the figure that this run measured, met or not."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Goal(NamedTuple):
+    """A bound on one figure of the results; `figure` raises KeyError where it was not measured."""
+
+    what: str
+    where: str
+    bound: float
+    at_most: bool
+    figure: Callable[[dict[str, Any]], float]
+
+
+def _over(work: str, *groups: str) -> Callable[[dict[str, Any]], float]:
+    """Our compiled epoch over the best form of these peers: the largest of the ratios to them."""
+
+    def figure(results: dict[str, Any]) -> float:
+        table = results["steps"][f"{work} tanh sgd float32"]
+        names = [table["best"][group] for group in groups]
+        return max(table["candidates"][name]["ours_over_this"]["median"] for name in names)
+
+    return figure
+
+
+def _fraction(work: str) -> Callable[[dict[str, Any]], float]:
+    return lambda results: results["steps"][f"{work} tanh sgd float32"]["fraction_of_product_rate"][
+        "median"
+    ]
+
+
+def _table() -> list[Goal]:
+    goals = []
+    for work in ("S", "N", "M", "W", "L", "D", "deep"):
+        what = "compiled epoch / best jax.value_and_grad in an epoch"
+        goals.append(Goal(what, work, 1.02, True, _over(work, "jax.grad")))
+    for work, bound in (("W", 0.90), ("L", 0.90), ("M", 0.75)):
+        what = "fraction of the measured matrix-product rate"
+        goals.append(Goal(what, work, bound, False, _fraction(work)))
+    peers: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
+        "NumPy by hand": (("NumPy",), {"S": 0.40, "N": 0.50, "M": 0.90}),
+        "PyTorch, the better of eager and compiled": (
+            ("PyTorch",), {"S": 0.10, "N": 0.10, "M": 0.60, "L": 0.90}),
+        "scikit-learn MLPClassifier": (("scikit-learn",), {"S": 0.25, "N": 0.25, "M": 0.80}),
+        "Equinox and Flax + optax, stepped": (("Equinox", "Flax NNX"), {"S": 0.10, "N": 0.10}),
+    }  # fmt: skip
+    for peer, (groups, bounds) in peers.items():
+        for work, bound in bounds.items():
+            goals.append(Goal(f"compiled epoch / {peer}", work, bound, True, _over(work, *groups)))
+    goals += [
+        Goal("256 nets in one vmap / one alone, per net and step", "S", 0.5, True,
+             lambda r: r["many"]["vmap_over"]["alone"]["median"]),
+        Goal("import beyond `import jax, optax` (ms)", "", 60, True,
+             lambda r: 1e3 * r["import_seconds"]["median"]),
+        Goal("first compiled step / jax.value_and_grad's", "M", 1.0, True,
+             lambda r: r["first_step"]["ours_over_this"]["median"]),
+    ]  # fmt: skip
+    return goals
+
+
+def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every goal that this run has a figure for."""
+    rows = []
+    for goal in _table():
+        try:
+            figure = goal.figure(results)
+        except KeyError:
+            continue
+        met = figure <= goal.bound if goal.at_most else figure >= goal.bound
+        rows.append(
+            {
+                "what": goal.what,
+                "where": goal.where,
+                "bound": f"{'≤' if goal.at_most else '≥'} {goal.bound:g}",
+                "figure": figure,
+                "met": bool(met),
+            }
+        )
+    return rows

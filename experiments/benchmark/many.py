@@ -1,0 +1,91 @@
+"""Many networks at once: 256 of size S, with seeds and learning rates of their own, in one vmap."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jbackprop as jb
+from experiments.benchmark.timing import in_turn, ratio
+from experiments.benchmark.work import Work, problem
+
+
+def many(work: Work, nets: int, rounds: int, say: Any) -> dict[str, Any]:
+    """µs per network and step: one vmapped `train_epoch`, one network alone, and PyTorch's bmm."""
+    net, optimizer = work.net, optax.inject_hyperparams(optax.sgd)(0.0)
+    numbers = problem(work)
+    x = jnp.asarray(numbers.x.reshape(-1, work.sizes[0]))
+    labels = jnp.asarray(numbers.labels.ravel())
+
+    def start(seed: Any, rate: Any) -> jb.TrainState:
+        state = jb.init_state(net, optimizer, jax.random.key(seed))
+        state.opt_state.hyperparams["learning_rate"] = rate
+        return state
+
+    def epoch(state: jb.TrainState) -> jb.TrainState:
+        return jb.train_epoch(net, optimizer, state, x, labels, batch_size=work.batch)[0]
+
+    rates = jnp.geomspace(1e-3, 1e-1, nets)
+    together = jax.jit(jax.vmap(epoch), donate_argnums=0)
+    states = jax.jit(jax.vmap(start))(jnp.arange(nets), rates)
+    one = start(0, jnp.float32(0.01))
+
+    def run_all() -> Any:
+        nonlocal states
+        states = jax.block_until_ready(together(states))
+
+    def run_one() -> Any:
+        nonlocal one
+        one = jax.block_until_ready(epoch(one))
+
+    runs = {"vmap": run_all, "alone": run_one}
+    try:
+        runs["PyTorch"] = _torch(work, nets, numbers)
+    except ImportError as error:
+        say(f"  PyTorch: skipped, {error.name} is not installed")
+    seconds = in_turn(runs, rounds)
+    seconds |= {name: seconds[name] / nets for name in runs if name != "alone"}
+    return {
+        "nets": nets,
+        "us_per_net_and_step": {
+            name: 1e6 * float(np.median(s)) / work.steps for name, s in seconds.items()
+        },
+        "vmap_over": {
+            name: ratio(seconds["vmap"], s)._asdict()
+            for name, s in seconds.items()
+            if name != "vmap"
+        },
+    }
+
+
+def _torch(work: Work, nets: int, numbers: Any) -> Any:
+    """All networks stacked, by batched matrix products and autograd; no shuffle."""
+    import torch
+
+    layers = [
+        (torch.tensor(w).T.repeat(nets, 1, 1), torch.tensor(b).repeat(nets, 1, 1))
+        for w, b in numbers.params
+    ]
+    leaves = [leaf.requires_grad_() for layer in layers for leaf in layer]
+    rates = torch.logspace(-3, -1, nets)[:, None, None]
+    batches = [
+        (torch.tensor(x), torch.tensor(t).long())
+        for x, t in zip(numbers.x, numbers.labels, strict=True)
+    ]
+
+    def run() -> None:
+        for x, t in batches:
+            a = x.expand(nets, -1, -1)
+            for w, b in layers[:-1]:
+                a = torch.tanh(torch.baddbmm(b, a, w))
+            w, b = layers[-1]
+            logits = torch.baddbmm(b, a, w).flatten(0, 1)
+            cost = torch.nn.functional.cross_entropy(logits, t.repeat(nets), reduction="sum")
+            grads = torch.autograd.grad(cost / work.batch, leaves)
+            with torch.no_grad():
+                for leaf, grad in zip(leaves, grads, strict=True):
+                    leaf -= rates * grad
+
+    return run

@@ -1,0 +1,81 @@
+"""`jax.value_and_grad` of the same network: both layouts of w, stepped and in a compiled loop."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jbackprop as jb
+from experiments.benchmark.peers import Candidate, Params
+from experiments.benchmark.work import Problem, Work
+
+
+def cost(apply: Callable[..., Any], params: Any, x: Any, labels: Any) -> Any:
+    """Mean cross-entropy of a batch, from logits, as a user of JAX writes it."""
+    log_y = jax.nn.log_softmax(apply(params, x))
+    return -jnp.mean(jnp.sum(jax.nn.one_hot(labels, log_y.shape[-1]) * log_y, axis=-1))
+
+
+def forward(f: Callable[[Any], Any], out_in: bool, params: Any, a: Any) -> Any:
+    """Logits of a batch; w of shape (n_out, n_in) or (n_in, n_out)."""
+    for w, b in params[:-1]:
+        a = f((a @ w.T if out_in else a @ w) + b)
+    w, b = params[-1]
+    return (a @ w.T if out_in else a @ w) + b
+
+
+def candidates(
+    work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
+) -> list[Candidate]:
+    """Both layouts, in a compiled loop and stepped."""
+    x, labels = jnp.asarray(problem.x), jnp.asarray(problem.labels)
+    f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[hidden.name]
+    made = []
+    for out_in in (True, False):
+        turn = (lambda w: w) if out_in else (lambda w: w.T)
+        start = [(jnp.array(turn(w)), jnp.array(b)) for w, b in problem.params]
+        made += _layout(turn, start, partial(forward, f, out_in), x, labels, optimizer, out_in)
+    return made
+
+
+def _layout(
+    turn: Any, start: Any, apply: Any, x: Any, labels: Any, optimizer: Any, out_in: bool
+) -> list[Candidate]:
+    slope = jax.value_and_grad(partial(cost, apply))
+
+    def gradient() -> Params:
+        _, grads = jax.jit(slope)(start, x[0], labels[0])
+        return [(turn(w), b) for w, b in grads]
+
+    def step(state: Any, batch: Any) -> Any:
+        params, opt_state = state
+        value, grads = slope(params, *batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    epoch = jax.jit(lambda state: jax.lax.scan(step, state, (x, labels))[0], donate_argnums=0)
+    one = jax.jit(step, donate_argnums=0)
+    scanned = jax.tree.map(jnp.copy, (start, optimizer.init(start)))
+    stepped = jax.tree.map(jnp.copy, scanned)
+    batches = [(x[i], labels[i]) for i in range(len(x))]
+
+    def run_scan() -> Any:
+        nonlocal scanned
+        scanned = jax.block_until_ready(epoch(scanned))
+
+    def run_steps() -> Any:
+        nonlocal stepped
+        for batch in batches:
+            stepped, _ = one(stepped, batch)
+        jax.block_until_ready(stepped)
+
+    layout = "w (out, in)" if out_in else "w (in, out)"
+    return [
+        Candidate(f"jax.value_and_grad, compiled epoch, {layout}", gradient, run_scan, "jax.grad"),
+        Candidate(
+            f"jax.value_and_grad, stepped, {layout}", gradient, run_steps, "jax.grad stepped"
+        ),
+    ]

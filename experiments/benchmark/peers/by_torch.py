@@ -1,0 +1,55 @@
+"""PyTorch: eager, and the whole step's forward and backward under `torch.compile`."""
+
+# pyright: reportMissingImports=false
+from typing import Any
+
+import optax
+import torch
+
+import jbackprop as jb
+from experiments.benchmark.peers import Candidate, Params
+from experiments.benchmark.work import LEARNING_RATE, Problem, Work
+
+
+def candidates(
+    work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
+) -> list[Candidate]:
+    """Plain gradient descent, with PyTorch's own SGD."""
+    return [_candidate(work, problem, hidden, compiled) for compiled in (False, True)]
+
+
+def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bool) -> Candidate:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[hidden.name]
+    layers: list[torch.nn.Module] = []
+    for (w, b), n_in, n_out in zip(problem.params, work.sizes, work.sizes[1:], strict=False):
+        linear = torch.nn.Linear(n_in, n_out)
+        linear.weight.data, linear.bias.data = torch.tensor(w), torch.tensor(b)
+        layers += [linear, act()]
+    model = torch.nn.Sequential(*layers[:-1]).to(device)
+    sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+    x = torch.tensor(problem.x, device=device)
+    labels = torch.tensor(problem.labels, device=device).long()
+    batches = [(x[i], labels[i]) for i in range(len(x))]
+
+    def cost(x: Any, labels: Any) -> Any:
+        return torch.nn.functional.cross_entropy(model(x), labels)
+
+    forward = torch.compile(cost) if compiled else cost
+
+    def gradient() -> Params:
+        sgd.zero_grad()
+        forward(*batches[0]).backward()
+        grads = [p.grad.detach().cpu().numpy() for p in model.parameters() if p.grad is not None]
+        return list(zip(grads[::2], grads[1::2], strict=True))
+
+    def run() -> Any:
+        for batch in batches:
+            sgd.zero_grad()
+            forward(*batch).backward()
+            sgd.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    name = "PyTorch, torch.compile" if compiled else "PyTorch, eager"
+    return Candidate(name, gradient, run, "PyTorch")

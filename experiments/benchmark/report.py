@@ -1,0 +1,137 @@
+"""What people read of the results: Markdown tables, made from the JSON and never by hand."""
+
+from typing import Any
+
+BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _ratio(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def steps(results: dict[str, Any]) -> str:
+    """A table for every network, the fastest first."""
+    parts = []
+    for name, table in results["steps"].items():
+        rows = sorted(table["candidates"].items(), key=lambda row: row[1]["us_per_step"])
+        work = table["work"]
+        parts.append(
+            f"### {name}: {_sizes(work['sizes'])}, batch {work['batch']}\n\n"
+            + _table(
+                ["", "µs a step", "jbackprop's compiled epoch / this (quartiles)"],
+                [
+                    [n, _number(row["us_per_step"]), _ratio(row["ours_over_this"])]
+                    for n, row in rows
+                ],
+            )
+            + "\n\nThe matrix products alone need "
+            + f"{table['fraction_of_product_rate']['median']:.0%} of this time at the rate measured "
+            + f"beside it, {_number(table['product_gflops'])} GFLOP/s."
+        )
+    return "\n\n".join(parts)
+
+
+def _sizes(sizes: list[int]) -> str:
+    if len(sizes) > 6 and len(set(sizes[1:-1])) == 1:
+        return f"{sizes[0]}-{len(sizes) - 2}×{sizes[1]}-{sizes[-1]}"
+    return "-".join(map(str, sizes))
+
+
+def goals(results: dict[str, Any]) -> str:
+    """Every goal with its figure."""
+    rows = [
+        [
+            g["what"],
+            g["where"],
+            g["bound"],
+            _number(g["figure"]),
+            "met" if g["met"] else "**not met**",
+        ]
+        for g in results["goals"]
+    ]
+    return _table(["", "at", "goal", "measured", ""], rows)
+
+
+def others(results: dict[str, Any]) -> str:
+    """Shuffle, many networks, growth."""
+    parts = []
+    if "shuffle" in results:
+        rows = [
+            [name, _number(row["us_per_step"]), _ratio(row["over_given_order"])]
+            for name, row in results["shuffle"].items()
+        ]
+        head = ["`train_epoch`, which shuffles", "µs a step", "over the same loop in a given order"]
+        parts.append(_table(head, rows))
+    if "many" in results:
+        rows = [[name, _number(us)] for name, us in results["many"]["us_per_net_and_step"].items()]
+        head = [f"{results['many']['nets']} networks of size S", "µs per network and step"]
+        parts.append(_table(head, rows))
+    if "growth" in results:
+        rows = [
+            [axis, f"{g['sizes'][0]} to {g['sizes'][-1]}", f"{g['exponent']:.2f}",
+             f"{g['memory_exponent']:.2f}" if "memory_exponent" in g else ""]
+            for axis, g in results["growth"].items()
+        ]  # fmt: skip
+        parts.append(_table(["as this grows", "over", "time grows as", "temporaries as"], rows))
+    return "\n\n".join(parts)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The whole Markdown page."""
+    versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
+    return (
+        f"# Benchmark on {results['machine']}\n\n"
+        f"`make benchmark` wrote this page: {results['date']}; {versions}. "
+        "Candidates take turns in one process; ratios are medians of pairs, with quartiles. "
+        "Compile time is kept apart.\n\n"
+        f"## Goals\n\n{goals(results)}\n\n## Steps\n\n{steps(results)}\n\n"
+        f"## Shuffle, many networks, growth\n\n{others(results)}\n"
+    )
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The README's table: µs a step of the best form of each peer, at every size."""
+    tables = {
+        name.split()[0]: table
+        for name, table in results["steps"].items()
+        if name.endswith("tanh sgd float32")
+    }
+    groups = list(
+        dict.fromkeys(g for t in tables.values() for g in sorted(t["best"], key=_group_order))
+    )
+    rows = []
+    for group in groups:
+        row = [group]
+        for table in tables.values():
+            name = table["best"].get(group)
+            row.append(_number(table["candidates"][name]["us_per_step"]) if name else "")
+        rows.append(row)
+    heads = [
+        f"{name}: {_sizes(t['work']['sizes'])}, batch {t['work']['batch']}"
+        for name, t in tables.items()
+    ]
+    return (
+        f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of each "
+        f"peer; {results['date']}):\n\n" + _table(["", *heads], rows)
+    )
+
+
+def _group_order(group: str) -> tuple[int, str]:
+    first = ["jbackprop", "jax.grad", "jbackprop stepped", "jax.grad stepped"]
+    return (first.index(group) if group in first else len(first), group)
+
+
+def into_readme(text: str, results: dict[str, Any]) -> str:
+    """The README with the table between its two marks replaced."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"
