@@ -44,6 +44,7 @@ from jbackprop.factors import (
 )
 from jbackprop.metrics import Metrics, evaluate
 from jbackprop.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.shuffle import shuffled
 from jbackprop.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
 
 __version__ = "0.1.0"
@@ -93,6 +94,7 @@ __all__ = [
     "relu6",
     "selu",
     "sgd_step",
+    "shuffled",
     "sigmoid",
     "silu",
     "softmax",

@@ -32,6 +32,11 @@ def fail(net: Sized, name: str, expected: str, got: Any) -> NoReturn:
     raise ValueError(f"{name}: expected {expected} for a network with sizes {net.sizes}, got {got}")
 
 
+def is_concrete(value: Any) -> bool:
+    """Whether its numbers are known here; a traced value has none yet."""
+    return not isinstance(value, jax.core.Tracer)
+
+
 def as_real(name: str, value: Any, dtype: Any = None) -> Array:
     """An array of a real or bool dtype, or of `dtype`."""
     try:
@@ -121,7 +126,7 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
             f"weight: expected shape ({batch},), one for each example, got {weight.shape}"
         )
     bad = ~(weight >= 0)
-    if not isinstance(weight, jax.core.Tracer) and bad.any():
+    if is_concrete(weight) and bad.any():
         row = int(bad.argmax())
         raise ValueError(f"weight: expected numbers of at least 0, got {weight[row]} at row {row}")
     return jnp.where(bad, jnp.nan, weight)

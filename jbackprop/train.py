@@ -17,6 +17,7 @@ from jbackprop.backward import Rule, backpropagation
 from jbackprop.checks import as_input, as_target, as_weight, check_key, check_size
 from jbackprop.factors import Factors, backprop, mean_gradient, weighted_mean
 from jbackprop.network import Network, Params, as_layers, init
+from jbackprop.shuffle import shuffled
 
 
 class TrainState(NamedTuple):
@@ -225,7 +226,7 @@ def train_epoch(
     as_target(net, t, dtype, lead=(n,))  # checked here as a whole, made to fit batch by batch
     weight = None if weight is None else as_weight(weight, n, dtype)
     k = jax.random.fold_in(state.key, state.step)
-    order = jax.random.permutation(jax.random.fold_in(k, 0), n)
+    order = shuffled(jax.random.fold_in(k, 0), jnp.arange(n), n)
 
     def step(state: TrainState, rows: Array, weight: Any) -> tuple[TrainState, Info]:
         return _step(net, optimizer, state, x[rows], t[rows], weight, rule, gradient, observe)

@@ -34,7 +34,7 @@ MUTANTS = {
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
     "a^l for a^{l-1} in a batch": ("factors", "factors.tape.a[:-1]", "factors.tape.a[1:]"),
     "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
-    "sum for mean": ("factors", "g * share.astype(g.dtype)", "g"),
+    "sum for mean": ("factors", "(g.astype(share.dtype) * share)", "g"),
     "mean of B, not of weights": (
         "factors", "total = jnp.sum(weight)", "total = 1.0 * len(weight)"),
     "∂C/∂b forgotten": ("factors", "jnp.sum(scaled, axis=0)", "0 * jnp.sum(scaled, axis=0)"),

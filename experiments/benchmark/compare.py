@@ -70,7 +70,7 @@ def compare(
     optimizer: str = "sgd",
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """A table of this work: µs a step and paired ratios, with the limits of the machine beside them.
+    """A table of this work: µs a step and paired ratios, and the limits of the machine.
 
     Args:
         work: the network and its batches.

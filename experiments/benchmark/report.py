@@ -33,9 +33,9 @@ def steps(results: dict[str, Any]) -> str:
                     for n, row in rows
                 ],
             )
-            + "\n\nThe matrix products alone need "
-            + f"{table['fraction_of_product_rate']['median']:.0%} of this time at the rate measured "
-            + f"beside it, {_number(table['product_gflops'])} GFLOP/s."
+            + f"\n\nAt the rate measured beside it, {_number(table['product_gflops'])} GFLOP/s, "
+            + "the matrix products alone need "
+            + f"{table['fraction_of_product_rate']['median']:.0%} of ours."
         )
     return "\n\n".join(parts)
 
@@ -120,8 +120,8 @@ def summary(results: dict[str, Any]) -> str:
         for name, t in tables.items()
     ]
     return (
-        f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of each "
-        f"peer; {results['date']}):\n\n" + _table(["", *heads], rows)
+        f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of "
+        f"each peer; {results['date']}):\n\n" + _table(["", *heads], rows)
     )
 
 
