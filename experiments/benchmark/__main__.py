@@ -7,7 +7,6 @@ everything has been measured; a run that stops halfway writes nothing.
 import json
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +21,7 @@ import jbackprop as jb
 from experiments.benchmark import draw, goals, growth, machine, many, report
 from experiments.benchmark.compare import GradientsDiffer, compare, shuffled
 from experiments.benchmark.timing import ratio
-from experiments.benchmark.work import QUICK, WORK
+from experiments.benchmark.work import QUICK, WIDE, WORK
 
 HERE = Path(__file__).parent
 PACKAGES = ["jax", "numpy", "optax", "scikit-learn", "torch", "equinox", "flax"]
@@ -71,9 +70,11 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
     for name in ("S", "M"):
         steps(name, hidden=jb.relu, **plain)
         steps(name, optimizer="adam", **plain)
-    if jax.default_backend() != "cpu":
-        for name in ("W", "L"):
-            steps(name, dtype="bfloat16", peers=["ours", "autodiff", "by_torch"])
+    if jax.default_backend() != "cpu" or quick:
+        works |= {"X": WIDE._replace(sizes=(16, 16, 16, 16), batch=8) if quick else WIDE}
+        for dtype in ("float32", "bfloat16"):
+            for name in ("X",) if dtype == "float32" or quick else ("W", "L", "X"):
+                steps(name, dtype=dtype, peers=["ours", "autodiff", "by_torch"])
 
     say("shuffle")
     results["shuffle"] = {name: shuffled(works[name], rounds) for name in ("S", "M")}
@@ -111,33 +112,31 @@ def _versions() -> dict[str, str]:
 
 
 def write(options: Options, results: dict[str, Any]) -> None:
-    """The JSON, the page, the figures; each file whole or not at all."""
+    """The numbers first, then the page, the figures and the README; each text whole or not."""
     options.out.mkdir(parents=True, exist_ok=True)
-    stem = options.out / results["machine"]
-    draw.peers(stem.with_suffix(".png"), results)
-    draw.growth(options.out / f"{results['machine']}-growth.png", results)
-    texts = {
-        stem.with_suffix(".md"): report.page(results)
-        + f"\n![Peers]({stem.name}.png)\n\n![Growth]({stem.name}-growth.png)\n",
-        stem.with_suffix(".json"): json.dumps(results, indent=1, ensure_ascii=False) + "\n",
-    }
+    name = results["machine"]
+    _replace(options.out / f"{name}.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    _replace(options.out / f"{name}.md", report.page(results))
+    draw.peers(options.out / f"{name}-peers.png", results)
+    draw.growth(options.out / f"{name}-growth.png", results)
     if options.readme is not None:
         text = options.readme.read_text(encoding="utf-8")
-        texts[options.readme] = report.into_readme(text, results)
-    for path, text in texts.items():
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, delete=False, encoding="utf-8"
-        ) as file:
-            file.write(text)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        _replace(options.readme, report.into_readme(text, results))
+
+
+def _replace(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
 
 
 def main(options: Options) -> int:
     """Measures, prints and writes; 1 where a candidate computes another gradient."""
     try:
+        if options.readme is not None:
+            report.split(options.readme.read_text(encoding="utf-8"))
         results = measure(options, lambda line: print(line, flush=True))
-    except GradientsDiffer as error:
+    except (GradientsDiffer, OSError, ValueError) as error:
         print(error)
         return 1
     write(options, results)

@@ -14,31 +14,35 @@ class Goal(NamedTuple):
     figure: Callable[[dict[str, Any]], float]
 
 
-def _over(work: str, *groups: str) -> Callable[[dict[str, Any]], float]:
+def _over(work: str, *groups: str, dtype: str = "float32") -> Callable[[dict[str, Any]], float]:
     """Our compiled epoch over the best form of these peers: the largest of the ratios to them."""
 
     def figure(results: dict[str, Any]) -> float:
-        table = results["steps"][f"{work} tanh sgd float32"]
+        table = results["steps"][f"{work} tanh sgd {dtype}"]
         names = [table["best"][group] for group in groups]
         return max(table["candidates"][name]["ours_over_this"]["median"] for name in names)
 
     return figure
 
 
-def _fraction(work: str) -> Callable[[dict[str, Any]], float]:
-    return lambda results: results["steps"][f"{work} tanh sgd float32"]["fraction_of_product_rate"][
-        "median"
-    ]
+def _fraction(work: str, dtype: str = "float32") -> Callable[[dict[str, Any]], float]:
+    def figure(results: dict[str, Any]) -> float:
+        return results["steps"][f"{work} tanh sgd {dtype}"]["fraction_of_product_rate"]["median"]
+
+    return figure
 
 
 def _table() -> list[Goal]:
     goals = []
+    what = "compiled epoch / best jax.value_and_grad in an epoch"
     for work in ("S", "N", "M", "W", "L", "D", "deep"):
-        what = "compiled epoch / best jax.value_and_grad in an epoch"
         goals.append(Goal(what, work, 1.02, True, _over(work, "jax.grad")))
+    for dtype in ("float32", "bfloat16"):
+        goals.append(Goal(f"{what}, {dtype}", "X", 1.02, True, _over("X", "jax.grad", dtype=dtype)))
+    what = "fraction of the measured matrix-product rate"
     for work, bound in (("W", 0.90), ("L", 0.90), ("M", 0.75)):
-        what = "fraction of the measured matrix-product rate"
         goals.append(Goal(what, work, bound, False, _fraction(work)))
+    goals.append(Goal(f"{what}, bfloat16", "X", 0.75, False, _fraction("X", "bfloat16")))
     peers: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
         "NumPy by hand": (("NumPy",), {"S": 0.40, "N": 0.50, "M": 0.90}),
         "PyTorch, the better of eager and compiled": (

@@ -33,11 +33,21 @@ def steps(results: dict[str, Any]) -> str:
                     for n, row in rows
                 ],
             )
-            + f"\n\nAt the rate measured beside it, {_number(table['product_gflops'])} GFLOP/s, "
-            + "the matrix products alone need "
-            + f"{table['fraction_of_product_rate']['median']:.0%} of ours."
+            + "\n\n"
+            + _limits(table)
         )
     return "\n\n".join(parts)
+
+
+def _limits(table: dict[str, Any]) -> str:
+    products, traffic = (
+        f"{table[f'fraction_of_{limit}']['median']:.0%}" for limit in ("product_rate", "bandwidth")
+    )
+    return (
+        f"Of our time, the matrix products need {products} at the rate measured beside it, "
+        f"{_number(table['product_gflops'])} GFLOP/s; moving parameters and inputs once needs "
+        f"{traffic} at {table['bandwidth_gb']:.1f} GB/s."
+    )
 
 
 def _sizes(sizes: list[int]) -> str:
@@ -94,7 +104,9 @@ def page(results: dict[str, Any]) -> str:
         "Candidates take turns in one process; ratios are medians of pairs, with quartiles. "
         "Compile time is kept apart.\n\n"
         f"## Goals\n\n{goals(results)}\n\n## Steps\n\n{steps(results)}\n\n"
-        f"## Shuffle, many networks, growth\n\n{others(results)}\n"
+        f"![What a step takes beside peers]({results['machine']}-peers.png)\n\n"
+        f"## Shuffle, many networks, growth\n\n{others(results)}\n\n"
+        f"![Growth]({results['machine']}-growth.png)\n"
     )
 
 
@@ -130,8 +142,15 @@ def _group_order(group: str) -> tuple[int, str]:
     return (first.index(group) if group in first else len(first), group)
 
 
+def split(text: str) -> tuple[str, str]:
+    """A README before and after the table, without which it cannot be replaced."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
+        raise ValueError(f"readme: expected {BEGIN} and {END} once each, in this order")
+    before, rest = text.split(BEGIN)
+    return before, rest.split(END)[1]
+
+
 def into_readme(text: str, results: dict[str, Any]) -> str:
     """The README with the table between its two marks replaced."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
+    before, after = split(text)
     return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"

@@ -41,10 +41,10 @@ class Work(NamedTuple):
         return 3 * sum(products) - products[0]
 
     @property
-    def bytes(self) -> int:
-        """Bytes that one step moves at least: parameters read and written, x read; float32."""
+    def values(self) -> int:
+        """Numbers that one step moves at least: parameters read and written, x read."""
         params = sum((a + 1) * b for a, b in zip(self.sizes, self.sizes[1:], strict=False))
-        return 4 * (2 * params + self.batch * self.sizes[0])
+        return 2 * params + self.batch * self.sizes[0]
 
 
 WORK = {
@@ -59,6 +59,8 @@ WORK = {
         Work("deep", (64, *[64] * 255, 10), 256, 2),
     )
 }
+# Wide enough for an accelerator; a CPU would need minutes.
+WIDE = Work("X", (8192, 8192, 8192, 8192), 4096, 4)
 QUICK = {"S": Work("S", (64, 32, 10), 32, 3), "M": Work("M", (20, 16, 16, 10), 8, 2)}
 
 

@@ -1,4 +1,4 @@
-"""`jax.value_and_grad` of the same network: both layouts of w, stepped and in a compiled loop."""
+"""`jax.value_and_grad` of the same network: both layouts of w, stepped and in compiled loops."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import jbackprop as jb
-from experiments.benchmark.peers import Candidate, Params
+from experiments.benchmark.peers import EPOCHS, Candidate, Params, scanned, stepped
 from experiments.benchmark.work import Problem, Work
 
 
@@ -30,7 +30,7 @@ def forward(f: Callable[[Any], Any], out_in: bool, params: Any, a: Any) -> Any:
 def candidates(
     work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
 ) -> list[Candidate]:
-    """Both layouts, in a compiled loop and stepped."""
+    """Both layouts: in a compiled loop, in one of which every second step is unrolled, stepped."""
     x, labels = jnp.asarray(problem.x), jnp.asarray(problem.labels)
     f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[hidden.name]
     made = []
@@ -56,26 +56,22 @@ def _layout(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), value
 
-    epoch = jax.jit(lambda state: jax.lax.scan(step, state, (x, labels))[0], donate_argnums=0)
-    one = jax.jit(step, donate_argnums=0)
-    scanned = jax.tree.map(jnp.copy, (start, optimizer.init(start)))
-    stepped = jax.tree.map(jnp.copy, scanned)
-    batches = [(x[i], labels[i]) for i in range(len(x))]
-
-    def run_scan() -> Any:
-        nonlocal scanned
-        scanned = jax.block_until_ready(epoch(scanned))
-
-    def run_steps() -> Any:
-        nonlocal stepped
-        for batch in batches:
-            stepped, _ = one(stepped, batch)
-        jax.block_until_ready(stepped)
-
+    state = (start, optimizer.init(start))
     layout = "w (out, in)" if out_in else "w (in, out)"
     return [
-        Candidate(f"jax.value_and_grad, compiled epoch, {layout}", gradient, run_scan, "jax.grad"),
+        *(
+            Candidate(
+                f"jax.value_and_grad, {named}, {layout}",
+                gradient,
+                scanned(step, state, (x, labels), unroll),
+                "jax.grad",
+            )
+            for unroll, named in EPOCHS.items()
+        ),
         Candidate(
-            f"jax.value_and_grad, stepped, {layout}", gradient, run_steps, "jax.grad stepped"
+            f"jax.value_and_grad, stepped from Python, {layout}",
+            gradient,
+            stepped(jax.jit(step, donate_argnums=0), state, (x, labels)),
+            "jax.grad stepped",
         ),
     ]

@@ -3,6 +3,7 @@
 # pyright: reportMissingImports=false
 from typing import Any
 
+import numpy as np
 import optax
 import torch
 
@@ -20,15 +21,18 @@ def candidates(
 
 def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bool) -> Candidate:
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, problem.x.dtype.name)
+    # by way of float32, since PyTorch does not read NumPy's bfloat16
+    tensor = lambda array: torch.tensor(np.asarray(array, np.float32), dtype=dtype, device=device)
     act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[hidden.name]
     layers: list[torch.nn.Module] = []
     for (w, b), n_in, n_out in zip(problem.params, work.sizes, work.sizes[1:], strict=False):
         linear = torch.nn.Linear(n_in, n_out)
-        linear.weight.data, linear.bias.data = torch.tensor(w), torch.tensor(b)
+        linear.weight.data, linear.bias.data = tensor(w), tensor(b)
         layers += [linear, act()]
     model = torch.nn.Sequential(*layers[:-1]).to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
-    x = torch.tensor(problem.x, device=device)
+    x = tensor(problem.x)
     labels = torch.tensor(problem.labels, device=device).long()
     batches = [(x[i], labels[i]) for i in range(len(x))]
 
@@ -38,12 +42,14 @@ def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bo
     forward = torch.compile(cost) if compiled else cost
 
     def gradient() -> Params:
+        torch.set_float32_matmul_precision("highest")
         sgd.zero_grad()
         forward(*batches[0]).backward()
-        grads = [p.grad.detach().cpu().numpy() for p in model.parameters() if p.grad is not None]
+        grads = [p.grad.float().cpu().numpy() for p in model.parameters() if p.grad is not None]
         return list(zip(grads[::2], grads[1::2], strict=True))
 
     def run() -> Any:
+        torch.set_float32_matmul_precision("high")  # what JAX's default is on a GPU
         for batch in batches:
             sgd.zero_grad()
             forward(*batch).backward()
