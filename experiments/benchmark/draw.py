@@ -30,37 +30,44 @@ def peers(path: Path, results: dict[str, Any]) -> None:
     axes.set(xscale="log", xlabel="time of a step, in steps of jbackprop's compiled epoch")
     axes.set_title("Right of the line: slower than jbackprop")
     axes.grid(axis="x")
-    axes.legend(ncols=len(tables), loc="upper center", bbox_to_anchor=(0.5, -0.28))
+    axes.xaxis.set_major_formatter("{x:g}")
+    figure.legend(ncols=len(tables), loc="outside lower center")
     figure.savefig(path)
     plt.close(figure)
 
 
 def growth(path: Path, results: dict[str, Any]) -> None:
-    """Time and temporaries as width, depth, batch and dataset grow; compile time by depth."""
+    """Above, time as width, depth, batch and dataset grow, and compile time; below, memory."""
     panels = list(results["growth"].items())
     figure, grid = plt.subplots(
-        1, len(panels) + 1, figsize=(2.9 * (len(panels) + 1), 2.9), layout="constrained"
+        2, len(panels) + 1, figsize=(2.5 * (len(panels) + 1), 4.8), layout="constrained"
     )
-    for axes, (axis, g) in zip(grid, panels, strict=False):
-        axes.plot(g["sizes"], g["seconds"], "o-", color=BLUE, markersize=4)
-        axes.set(xscale="log", yscale="log", title=f"{axis}: time ∝ n$^{{{g['exponent']:.2f}}}$")
-        axes.set_xlabel(axis)
-        memory = g.get("temporary_bytes") or g["peak_bytes"]
-        twin = axes.twinx()
-        twin.plot(g["sizes"], np.divide(memory, 2**20), "s--", color=ORANGE, markersize=3)
-        twin.set(yscale="log")
-        twin.tick_params(axis="y", colors=ORANGE)
-        axes.tick_params(axis="y", colors=BLUE)
-    grid[0].set_ylabel("seconds", color=BLUE)
-    compiled = results["compile"]
+    for (above, below), (axis, g) in zip(grid.T, panels, strict=False):
+        above.set_title(f"{axis}: time ∝ n$^{{{g['exponent']:.2f}}}$")
+        _line(above, g["sizes"], np.multiply(g["seconds"], 1e3), BLUE)
+        if "temporary_bytes" in g:
+            memory, what = g["temporary_bytes"], f"temporaries ∝ n$^{{{g['memory_exponent']:.2f}}}$"
+        else:
+            memory, what = g["peak_bytes"], "peak of the process"
+        below.set_title(what)
+        _line(below, g["sizes"], np.divide(memory, 2**20), ORANGE)
+        below.set_xlabel(axis)
+    grid[0, 0].set_ylabel("ms a step (dataset: an epoch)")
+    grid[1, 0].set_ylabel("MiB")
+    compiled, above = results["compile"], grid[0, -1]
     for name, color in (("ours", BLUE), ("jax.value_and_grad", INK)):
-        grid[-1].plot(
-            compiled["depths"], compiled[name], "o-", color=color, markersize=4, label=name
-        )
-    grid[-1].set(xscale="log", yscale="log", title="first step (s)", xlabel="depth")
-    grid[-1].legend()
-    figure.suptitle(
-        "Blue: seconds. Orange: MiB of temporaries (dataset: of the process)", x=0.01, ha="left"
-    )
+        _line(above, compiled["depths"], compiled[name], color, name)
+    above.set(title="first step, compiled (s)", xlabel="depth")
+    above.legend(loc="upper left")
+    grid[1, -1].set_axis_off()
     figure.savefig(path)
     plt.close(figure)
+
+
+def _line(axes: Any, sizes: Any, values: Any, color: str, label: str | None = None) -> None:
+    axes.plot(sizes, values, "o-", color=color, markersize=4, label=label)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks([sizes[0], sizes[-1]], [f"{n:,}" for n in (sizes[0], sizes[-1])])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
+    axes.grid(axis="y")
