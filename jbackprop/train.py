@@ -237,7 +237,10 @@ def train_epoch(
     whole = n - n % batch_size
     infos = []
     if whole:
-        state, info = jax.lax.scan(full, state, order[:whole].reshape(-1, batch_size))
+        # Two steps in the loop's body let the parameters alternate between two buffers. With one,
+        # XLA copies them at every step: the recursion may still read w where its update is written.
+        batches = order[:whole].reshape(-1, batch_size)
+        state, info = jax.lax.scan(full, state, batches, unroll=min(2, len(batches)))
         infos.append(info)
     if whole < n:
         present = jnp.arange(batch_size) < n - whole

@@ -57,7 +57,7 @@ MUTANTS = {
         "factors", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), 0, leaf)",
         "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
     "a label out of range is silent": (
-        "checks", "one_hot(t, n, dtype=dtype), jnp.nan)", "one_hot(t, n, dtype=dtype), 0)"),
+        "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
