@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_target, check_deltas, check_tape, per_hidden_layer
+from jbackprop.checks import as_target, check_deltas, check_tape, is_label, per_hidden_layer
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers
 
@@ -120,7 +120,8 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     """
     check_tape(net, tape)
     z, y = tape.z[-1], tape.a[-1]
-    delta_L = head(net.output, net.cost).delta(z, y, as_target(net, t, y.dtype))
+    start = head(net.output, net.cost, label=is_label(t))
+    delta_L = start.delta(z, y, as_target(net, t, y.dtype))
     return propagate(net, params, tape, delta_L)
 
 

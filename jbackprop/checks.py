@@ -89,12 +89,18 @@ def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
     return x
 
 
+def is_label(t: Any, lead: tuple[int, ...] = ()) -> bool:
+    """Whether t holds integer classes, one for each example, and no vectors."""
+    t = as_real("t", t)
+    return jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead
+
+
 def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
     """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
     t = as_real("t", t)
     n = net.sizes[-1]
     shape = (*lead, n)
-    if jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
+    if is_label(t, lead):
         if net.cost != cross_entropy:
             fail(
                 net,

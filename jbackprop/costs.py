@@ -116,7 +116,7 @@ def _sigmoid_value(z: Y, y: Y, t: Y) -> Scalar:
     return jnp.sum(t * jax.nn.softplus(-z) + (1 - t) * jax.nn.softplus(z))
 
 
-def _sigmoid_delta(z: Y, y: Y, t: Y) -> Y:
+def _y_minus_t(z: Y, y: Y, t: Y) -> Y:
     return y - t
 
 
@@ -125,17 +125,19 @@ def _softmax_value(z: Y, y: Y, t: Y) -> Scalar:
 
 
 def _softmax_delta(z: Y, y: Y, t: Y) -> Y:
-    return y * jnp.sum(t) - t  # y - t, where t sums to one
+    return y * jnp.sum(t) - t
 
 
+# By output, cost, and whether t is a label made one-hot, which sums to one: nobody need add it up.
 # identity with squared_error needs no row: its product (y - t) ⊙ 1 is the closed form already.
 _FUSED = {
-    (sigmoid, binary_cross_entropy): Head(_sigmoid_value, _sigmoid_delta),
-    (softmax, cross_entropy): Head(_softmax_value, _softmax_delta),
+    (sigmoid, binary_cross_entropy, False): Head(_sigmoid_value, _y_minus_t),
+    (softmax, cross_entropy, False): Head(_softmax_value, _softmax_delta),
+    (softmax, cross_entropy, True): Head(_softmax_value, _y_minus_t),
 }
 
 
-def head(output: Activation, cost: Cost) -> Head:
+def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
     """C and the start of the backward pass: δ^L = ∇_y C ⊙ f'(z^L), or its closed form."""
 
     def value(z: Y, y: Y, t: Y) -> Any:
@@ -147,4 +149,4 @@ def head(output: Activation, cost: Cost) -> Head:
             return y * (slope - jnp.sum(slope * y))  # (diag(y) - y yᵀ) ∇_y C
         return slope * output.df(z)
 
-    return _FUSED.get((output, cost), Head(value, delta))
+    return _FUSED.get((output, cost, label), Head(value, delta))

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jbackprop.backward import Rule, backpropagation, gradients, none, propagate
-from jbackprop.checks import as_input, as_target, as_weight, check_key
+from jbackprop.checks import as_input, as_target, as_weight, check_key, is_label
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers, forward
 
@@ -78,6 +79,7 @@ def backprop(
     ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
     """
     layers = as_layers(net, params)
+    start = head(net.output, net.cost, label=is_label(t, np.shape(x)[:1]))
     x, t, weight, absent = _batch(net, layers, x, t, weight)
     if feedback is None:
         if rule.init is not none:
@@ -88,7 +90,6 @@ def backprop(
     if key is not None:
         check_key(key)
         key = jax.random.split(key, len(x))
-    start = head(net.output, net.cost)
 
     def example(x: Any, t: Any, key: Any) -> Any:
         tape = forward(net, layers, x)
