@@ -50,7 +50,8 @@ MUTANTS = {
     "t need not sum to one": ("costs", "return y * jnp.sum(t) - t", "return y - t"),
     "the slide's sign": (
         "costs", "jnp.sum(t * jax.nn.softplus(-z) +", "-jnp.sum(t * jax.nn.softplus(-z) +"),
-    "heads do not fuse": ("costs", "_FUSED.get((output, cost, label), ", "dict().get((output, cost, label), "),
+    "heads do not fuse": (
+        "costs", "_FUSED.get((output, cost, label), Head(value, delta))", "Head(value, delta)"),
     # the batch
     "mask ignored": ("factors", "else weights == 0", "else weights < 0"),
     "mask by a product": (
