@@ -42,7 +42,9 @@ def many(work: Work, nets: int, rounds: int, say: Any) -> dict[str, Any]:
 
     runs = {"vmap": run_all, "alone": run_one}
     try:
-        runs["PyTorch"] = _torch(work, nets, numbers)
+        from experiments.benchmark.peers import by_torch
+
+        runs["PyTorch"] = by_torch.many(work, nets, numbers)
     except ImportError as error:
         say(f"  PyTorch: skipped, {error.name} is not installed")
     seconds = in_turn(runs, rounds)
@@ -58,34 +60,3 @@ def many(work: Work, nets: int, rounds: int, say: Any) -> dict[str, Any]:
             if name != "vmap"
         },
     }
-
-
-def _torch(work: Work, nets: int, numbers: Any) -> Any:
-    """All networks stacked, by batched matrix products and autograd; no shuffle."""
-    import torch
-
-    layers = [
-        (torch.tensor(w).T.repeat(nets, 1, 1), torch.tensor(b).repeat(nets, 1, 1))
-        for w, b in numbers.params
-    ]
-    leaves = [leaf.requires_grad_() for layer in layers for leaf in layer]
-    rates = torch.logspace(-3, -1, nets)[:, None, None]
-    batches = [
-        (torch.tensor(x), torch.tensor(t).long())
-        for x, t in zip(numbers.x, numbers.labels, strict=True)
-    ]
-
-    def run() -> None:
-        for x, t in batches:
-            a = x.expand(nets, -1, -1)
-            for w, b in layers[:-1]:
-                a = torch.tanh(torch.baddbmm(b, a, w))
-            w, b = layers[-1]
-            logits = torch.baddbmm(b, a, w).flatten(0, 1)
-            cost = torch.nn.functional.cross_entropy(logits, t.repeat(nets), reduction="sum")
-            grads = torch.autograd.grad(cost / work.batch, leaves)
-            with torch.no_grad():
-                for leaf, grad in zip(leaves, grads, strict=True):
-                    leaf -= rates * grad
-
-    return run

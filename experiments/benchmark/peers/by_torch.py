@@ -59,3 +59,32 @@ def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bo
 
     name = "PyTorch, torch.compile" if compiled else "PyTorch, eager"
     return Candidate(name, gradient, run, "PyTorch")
+
+
+def many(work: Work, nets: int, problem: Problem) -> Any:
+    """All networks stacked, by batched matrix products and autograd; no shuffle."""
+    layers = [
+        (torch.tensor(w).T.repeat(nets, 1, 1), torch.tensor(b).repeat(nets, 1, 1))
+        for w, b in problem.params
+    ]
+    leaves = [leaf.requires_grad_() for layer in layers for leaf in layer]
+    rates = torch.logspace(-3, -1, nets)[:, None, None]
+    batches = [
+        (torch.tensor(x), torch.tensor(t).long())
+        for x, t in zip(problem.x, problem.labels, strict=True)
+    ]
+
+    def run() -> None:
+        for x, t in batches:
+            a = x.expand(nets, -1, -1)
+            for w, b in layers[:-1]:
+                a = torch.tanh(torch.baddbmm(b, a, w))
+            w, b = layers[-1]
+            logits = torch.baddbmm(b, a, w).flatten(0, 1)
+            cost = torch.nn.functional.cross_entropy(logits, t.repeat(nets), reduction="sum")
+            grads = torch.autograd.grad(cost / work.batch, leaves)
+            with torch.no_grad():
+                for leaf, grad in zip(leaves, grads, strict=True):
+                    leaf -= rates * grad
+
+    return run
