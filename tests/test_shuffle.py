@@ -27,8 +27,8 @@ def chi_squared(counts, expected):
 @pytest.mark.parametrize(
     "sizes",
     [
-        range(1, 20),
-        range(20, 38),
+        range(1, 12),
+        [*range(12, 18), 24, 25, 26, 31, 32, 33, 36, 37],
         [49, 50, 63, 64, 65, 1000, 1023, 1024, 1025],
         [4097],
         [65_535, 65_536, 65_537],

@@ -67,14 +67,16 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
     for name in works:
         steps(name)
     plain: dict[str, Any] = {"peers": ["ours", "autodiff"]}
-    for name in ("S", "M"):
+    for name in ("S",) if quick else ("S", "M"):
         steps(name, hidden=jb.relu, **plain)
         steps(name, optimizer="adam", **plain)
     if jax.default_backend() != "cpu" or quick:
         works |= {"X": WIDE._replace(sizes=(16, 16, 16, 16), batch=8) if quick else WIDE}
-        for dtype in ("float32", "bfloat16"):
-            for name in ("X",) if dtype == "float32" or quick else ("W", "L", "X"):
-                steps(name, dtype=dtype, peers=["ours", "autodiff", "by_torch"])
+        wide: dict[str, Any] = {"peers": ["ours", "autodiff", "by_torch"]}
+        for name in ("X",) if quick else ("W", "L", "X"):
+            steps(name, dtype="bfloat16", **wide)
+        if not quick:
+            steps("X", **wide)
 
     say("shuffle")
     results["shuffle"] = {name: shuffled(works[name], rounds) for name in ("S", "M")}
