@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +92,14 @@ def make_optimizer(options: Options) -> optax.GradientTransformation:
     return optimizer
 
 
+def trains(net: jb.Network, optimizer: Any, state: Any, x: Any, t: Any, name: str) -> None:
+    """Traces one step, so that an optimizer that needs more than a gradient is refused in time."""
+    try:
+        jax.eval_shape(partial(jb.train_step, net, optimizer), state, x[:1], t[:1])
+    except TypeError as error:
+        raise ValueError(f"optimizer: {name} cannot train here: {error}") from None
+
+
 def targets(net: jb.Network, part: Part) -> Any:
     """Labels as they are for cross-entropy, one-hot for every other cost."""
     if net.cost == jb.cross_entropy:
@@ -104,8 +112,12 @@ def difference_from_autodiff(net: jb.Network, params: jb.Params, x: Any, t: Any)
     with jax.default_matmul_precision("highest"):
         _, ours = jax.jit(partial(jb.value_and_grad, net))(params, x, t)
         theirs = jax.jit(jax.grad(partial(jb.mean_cost, net)))(params, x, t)
-    worst = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)), ours, theirs)
-    return max(map(float, jax.tree.leaves(worst)))
+
+    def relative(a: jax.Array, b: jax.Array) -> jax.Array:
+        scale = jnp.max(jnp.abs(b))
+        return jnp.max(jnp.abs(a - b)) / jnp.where(scale == 0, 1, scale)
+
+    return float(jnp.max(jnp.stack(jax.tree.leaves(jax.tree.map(relative, ours, theirs)))))
 
 
 def delta_norms(factors: jb.Factors, state: jb.TrainState, updates: Any) -> Any:
@@ -142,44 +154,70 @@ def progress_bar(console: Console) -> Progress:
     )
 
 
-def main(options: Options) -> int:
-    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
+class Job(NamedTuple):
+    """All that a run needs, made and checked before its folder is."""
+
+    options: Options
+    console: Console
+    net: jb.Network
+    optimizer: optax.GradientTransformation
+    state: jb.TrainState
+    data: Data
+    parts: dict[str, Any]  # (x, t) of train, validation and test
+    start: float
+
+
+def prepare(options: Options, console: Console) -> Job:
+    """Data, network and optimizer; `ValueError` where an option does not fit."""
     start = time.perf_counter()
-    console = Console()
+    for name in ("batch_size", "epochs"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
     if options.quick:
         options = replace(options, epochs=min(options.epochs, 2))
-    try:
-        data = load(options.data, options.seed)
-        net, optimizer = network(options, data), make_optimizer(options)
-        parts = {
-            name: (part.x, targets(net, part))
-            for name, part in zip(("train", "validation", "test"), data[:3], strict=True)
-        }
-        for x, t in parts.values():
-            jb.check_batch(net, x, t)
-        for name in ("batch_size", "epochs"):
-            if getattr(options, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(options, name)}")
-        state = jb.init_state(net, optimizer, jax.random.key(options.seed))
-    except ValueError as error:
-        console.print(f"[red]{error}", highlight=False, soft_wrap=True)
-        return 2
+    data = load(options.data, options.seed)
+    net, optimizer = network(options, data), make_optimizer(options)
+    parts = {
+        name: (part.x, targets(net, part))
+        for name, part in zip(("train", "validation", "test"), data[:3], strict=True)
+    }
+    for x, t in parts.values():
+        jb.check_batch(net, x, t)
+    state = jb.init_state(net, optimizer, jax.random.key(options.seed))
+    trains(net, optimizer, state, *parts["train"], options.optimizer)
+    return Job(options, console, net, optimizer, state, data, parts, start)
 
+
+def main(options: Options) -> int:
+    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
+    console = Console(markup=False, highlight=False)
+    try:
+        job = prepare(options, console)
+        folder = run.new_folder(options.out)
+    except (ValueError, OSError) as error:
+        console.print(str(error), style="red", soft_wrap=True)
+        return 2
+    with stop_between_epochs() as asked:
+        return train(job, folder, asked)
+
+
+def train(job: Job, folder: Path, asked: list[int]) -> int:
+    """Epochs, until they are done, diverge or somebody asks to stop; then what is left of them."""
+    options, console, net, optimizer, state, _, parts, start = job
     x, t = parts["train"]
-    folder = run.new_folder(options.out)
     gap = difference_from_autodiff(net, state.params, x[:128], t[:128])
     run.write_config(folder, options, network=net.sizes, difference_from_autodiff=gap)
     console.print(
         f"{len(x)} digits to learn from, a network {'-'.join(map(str, net.sizes))}, "
         f"{jax.devices()[0].device_kind}.\n"
-        f"Largest relative difference from jax.grad on a batch: {gap:.1e}",
-        highlight=False,
+        f"Largest relative difference from jax.grad on a batch: {gap:.1e}"
+        f"{'' if gap else ', the same to the bit'}",
     )
 
     evaluate = partial(jb.evaluate, net, batch_size=1024)
     best, kept, rows, norms = (-1.0, 0.0), None, [], []
     status, message = 0, ""
-    with progress_bar(console) as progress, stop_between_epochs() as asked:
+    with progress_bar(console) as progress:
         bar = progress.add_task("", total=options.epochs, status="")
         for epoch in range(1, options.epochs + 1):
             state, info = jb.train_epoch(
@@ -212,11 +250,11 @@ def main(options: Options) -> int:
                 break
 
     if kept is not None:
-        finish(console, folder, net, data, parts, kept, rows, np.stack(norms))
+        finish(job, folder, kept, rows, np.stack(norms))
     if message:
-        console.print(f"[yellow]{message}", highlight=False)
+        console.print(message, style="yellow")
     seconds = time.perf_counter() - start
-    console.print(f"Written to {folder} ({seconds:.1f} s)", highlight=False, soft_wrap=True)
+    console.print(f"Written to {folder} ({seconds:.1f} s)", soft_wrap=True)
     return status
 
 
@@ -227,16 +265,14 @@ def costs(net: jb.Network, params: jb.Params, x: Any, t: Any) -> np.ndarray:
 
 
 def finish(
-    console: Console,
+    job: Job,
     folder: Path,
-    net: jb.Network,
-    data: Data,
-    parts: dict[str, Any],
     kept: tuple[int, jb.Params],
     rows: list[dict[str, Any]],
     norms: np.ndarray,
 ) -> None:
     """The table, parameters and figures of the epoch with the best validation accuracy."""
+    net, parts, data = job.net, job.parts, job.data
     epoch, params = kept
     run.save_params(folder, params)
     table = Table(title=f"After epoch {epoch}, the best on validation", title_justify="left")
@@ -248,20 +284,21 @@ def finish(
         final[name] = {"cost": cost, "accuracy": accuracy}
         table.add_row(name, str(len(x)), f"{cost:.4f}", f"{accuracy:.2%}")
     run.append(folder, {"kept": epoch, **final})
-    console.print(table)
+    job.console.print(table)
 
     figures.learning_curves(folder / "curves.png", rows, epoch)
     figures.delta_norms(folder / "deltas.png", norms)
     x, t = parts["test"]
     worst = np.argsort(-costs(net, params, x, t))[:18]
     y = np.asarray(jb.predict(net, params, x[worst]))
+    surely = "{:.0%}" if net.output in (jb.softmax, jb.sigmoid) else "{:.2f}"
     wrong = round(len(x) * (1 - final["test"]["accuracy"]))
     figures.hardest(
         folder / "hardest.png",
         x[worst].reshape(-1, *data.image_shape),
         data.test.labels[worst],
         y.argmax(1),
-        y.max(1),
+        [surely.format(most) for most in y.max(1)],
         f"The test digits with the highest cost ({wrong} of {len(x)} are classified wrongly)",
     )
 

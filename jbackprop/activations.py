@@ -135,12 +135,17 @@ def _d_silu(z: Z) -> Z:
 _GELU_C = math.sqrt(2 / math.pi)
 
 
+def _two_u(z: Z) -> Z:
+    z = jnp.clip(z, -40, 40)  # σ is 0 or 1 long before, and z³ would overflow
+    return 2 * _GELU_C * (z + 0.044715 * z**3)
+
+
 def _gelu(z: Z) -> Z:
-    return z * jax.nn.sigmoid(2 * _GELU_C * (z + 0.044715 * z**3))
+    return z * jax.nn.sigmoid(_two_u(z))
 
 
 def _d_gelu(z: Z) -> Z:
-    two_u = 2 * _GELU_C * (z + 0.044715 * z**3)
+    two_u, z = _two_u(z), jnp.clip(z, -40, 40)
     slope = 2 * _GELU_C * (1 + 3 * 0.044715 * z**2)
     return jax.nn.sigmoid(two_u) * (1 + z * slope * jax.nn.sigmoid(-two_u))
 

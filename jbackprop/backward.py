@@ -25,7 +25,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_target, check_deltas, check_tape, is_label, per_hidden_layer
+from jbackprop.checks import (
+    as_target,
+    check_deltas,
+    check_tape,
+    fitted,
+    is_label,
+    per_hidden_layer,
+)
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers
 
@@ -98,7 +105,7 @@ def propagate(
     """
     layers = as_layers(net, params)
     check_tape(net, tape)
-    check_deltas("delta_L", (delta_L,), tape.z[-1:])
+    delta_L = fitted("delta_L", delta_L, tape.z[-1])
     t = None if t is None else as_target(net, t, tape.z[-1].dtype)
     kept, keys = per_hidden_layer(net, feedback, key)
 
@@ -107,8 +114,7 @@ def propagate(
     hidden = zip(layers[1:], fs, zs, activations, kept, keys, strict=True)
     for above, f, z, a, b, k in reversed([*hidden]):
         delta = rule.delta(Signal(above.w, b, deltas[0], delta_L, t, a, f.df(z), k))
-        check_deltas(f"rule {rule.name}", (delta,), (z,))
-        deltas = (delta, *deltas)
+        deltas = (fitted(f"rule {rule.name}", delta, z), *deltas)
     return deltas
 
 
@@ -119,10 +125,15 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
     """
     check_tape(net, tape)
+    label, t = is_label(t), as_target(net, t, tape.z[-1].dtype)
+    return propagate(net, params, tape, output_delta(net, tape, t, label=label))
+
+
+def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, " n_out"]:
+    """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label."""
     z, y = tape.z[-1], tape.a[-1]
-    start = head(net.output, net.cost, label=is_label(t))
-    delta_L = start.delta(z, y, as_target(net, t, y.dtype))
-    return propagate(net, params, tape, delta_L)
+    delta_L = head(net.output, net.cost, label=label).delta(z, y, t)
+    return fitted(f"cost {net.cost.name}", delta_L, z)
 
 
 def gradients(tape: Tape, deltas: Deltas) -> Params:

@@ -37,15 +37,32 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer)
 
 
+def as_numbers(name: str, value: Any) -> Any:
+    """A NumPy or JAX array of a real or bool dtype, its own: nothing is rounded or wrapped yet."""
+    kind = getattr(value, "dtype", type(value).__name__)
+    try:
+        if not isinstance(value, jax.Array | np.ndarray):
+            # a list may hold traced numbers, which NumPy refuses
+            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
+            value = jnp.asarray(value) if traced else np.asarray(value)
+        real = (jnp.floating, jnp.integer, jnp.bool_)
+        if any(jnp.issubdtype(value.dtype, numbers) for numbers in real):
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"{name}: expected an array of real numbers, got {kind}") from None
+
+
 def as_real(name: str, value: Any, dtype: Any = None) -> Array:
     """An array of a real or bool dtype, or of `dtype`."""
-    try:
-        if np.iscomplexobj(value):
-            raise TypeError
-        return jnp.asarray(value, dtype)
-    except (TypeError, ValueError):
-        kind = getattr(value, "dtype", type(value).__name__)
-        raise ValueError(f"{name}: expected an array of real numbers, got {kind}") from None
+    return jnp.asarray(as_numbers(name, value), dtype)
+
+
+def fitted(name: str, value: Any, like: Any) -> Array:
+    """What a user's function returned, which must have the shape of `like`, in its dtype."""
+    if np.shape(value) != like.shape:
+        raise ValueError(f"{name}: expected shape {like.shape}, got {np.shape(value)}")
+    return jnp.asarray(value, like.dtype)
 
 
 def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
@@ -91,13 +108,13 @@ def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
 
 def is_label(t: Any, lead: tuple[int, ...] = ()) -> bool:
     """Whether t holds integer classes, one for each example, and no vectors."""
-    t = as_real("t", t)
+    t = as_numbers("t", t)
     return jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead
 
 
 def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
     """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
-    t = as_real("t", t)
+    t = as_numbers("t", t)
     n = net.sizes[-1]
     shape = (*lead, n)
     if is_label(t, lead):
@@ -108,6 +125,9 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
                 f"shape {shape}, since the cost {net.cost.name} takes no integer labels,",
                 t,
             )
+        if isinstance(t, np.ndarray):  # 2^32 + 1 must not wrap to class 1
+            t = np.clip(t, -1, n)
+        t = jnp.asarray(t)
         if t.dtype.itemsize < 4:  # uint8 cannot be compared with n > 255
             t = t.astype(jnp.int32)
         # `jax.nn.one_hot` gives zeros out of range, as if the example had no class and no cost;
@@ -119,7 +139,7 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
     if t.shape != shape:
         labels = f" or integer labels of shape {lead}" if net.cost == cross_entropy else ""
         fail(net, "t", f"shape {shape}{labels}", t)
-    return t.astype(dtype)
+    return jnp.asarray(t, dtype)
 
 
 def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
@@ -129,21 +149,24 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
     dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     if weight is None:
         return jnp.ones(batch, dtype)
-    weight = as_real("weight", weight, dtype)
+    weight = as_numbers("weight", weight)
     if weight.shape != (batch,):
         raise ValueError(
             f"weight: expected shape ({batch},), one for each example, got {weight.shape}"
         )
-    bad = ~(weight >= 0)
-    if is_concrete(weight) and bad.any():
-        row = int(bad.argmax())
-        raise ValueError(f"weight: expected numbers of at least 0, got {weight[row]} at row {row}")
-    return jnp.where(bad, jnp.nan, weight)
+    if is_concrete(weight):  # looked at on the host, also where a trace is under way around it
+        values = np.asarray(weight)
+        _check_rows("weight", "numbers of at least 0", values, values >= 0)
+    weight = jnp.asarray(weight, dtype)
+    return jnp.where(weight >= 0, weight, jnp.nan)
 
 
 def check_tape(net: Sized, tape: Any) -> None:
     """The tape of one example, from `forward` of this network."""
-    got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
+    try:
+        got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
+    except (AttributeError, TypeError):
+        got = type(tape).__name__
     if got != [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]:
         fail(net, "tape", "the tape of one example, from forward,", f"z and a of shapes {got}")
 
@@ -157,6 +180,8 @@ def check_deltas(name: str, deltas: Any, z: Any) -> None:
 
 def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
     """(feedback, keys) with one entry per hidden layer each; None where there is none."""
+    if key is not None:
+        check_key(key)
     hidden = len(net.sizes) - 2
     if not isinstance(feedback, tuple) or len(feedback) not in (0, hidden):
         got = f"{type(feedback).__name__} {len(feedback) if hasattr(feedback, '__len__') else ''}"
@@ -202,22 +227,24 @@ def check_batch(net: Sized, x: Any, t: Any) -> None:
     Traceback (most recent call last):
     ValueError: t: expected labels from 0 to 2, got 3 at row 1
     """
-    rows = as_input(net, x, jnp.float32, rank=2)
-    as_target(net, t, jnp.float32, lead=rows.shape[:1])
-    x, t = np.asarray(x), np.asarray(t)
-    _check_rows("x", "finite numbers", x, np.isfinite(x.astype(float)))
+    widest = jnp.result_type(float)  # 1e39 is infinite once it is a float32
+    with np.errstate(over="ignore"):
+        rows = as_input(net, x, widest, rank=2)
+        vectors = np.asarray(as_target(net, t, widest, lead=rows.shape[:1]))
+    _check_rows("x", "finite numbers", np.asarray(x), np.isfinite(rows))
+    t = np.asarray(t)
     if t.ndim == 1:
         n = net.sizes[-1]
         return _check_rows("t", f"labels from 0 to {n - 1}", t, (t >= 0) & (t < n))
-    t = t.astype(float)
-    _check_rows("t", "finite numbers", t, np.isfinite(t))
+    _check_rows("t", "finite numbers", t, np.isfinite(vectors))
     if net.cost == binary_cross_entropy:
         _check_rows("t", "numbers from 0 to 1", t, (t >= 0) & (t <= 1))
     if net.cost == cross_entropy:
         _check_rows("t", "numbers of at least 0", t, t >= 0)
 
 
-def _check_rows(name: str, expected: str, values: np.ndarray, good: np.ndarray) -> None:
+def _check_rows(name: str, expected: str, values: np.ndarray, good: Any) -> None:
+    good = np.asarray(good)
     if not good.all():
         at = tuple(np.argwhere(~good)[0])
         raise ValueError(f"{name}: expected {expected}, got {values[at]} at row {at[0]}")

@@ -145,6 +145,10 @@ def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
 
     def delta(z: Y, y: Y, t: Y) -> Any:
         slope = cost.grad(y, t)
+        if jnp.shape(slope) != y.shape:
+            raise ValueError(
+                f"cost {cost.name}: expected grad(y, t) of shape {y.shape}, got {jnp.shape(slope)}"
+            )
         if output == softmax:
             return y * (slope - jnp.sum(slope * y))  # (diag(y) - y yᵀ) ∇_y C
         return slope * output.df(z)

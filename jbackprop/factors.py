@@ -5,14 +5,14 @@ a_i^{l-1}: the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum 
 matrix product of them. B · P numbers are formed by `example_gradients` alone, which is for looking.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from jbackprop.backward import Rule, backpropagation, gradients, none, propagate
+from jbackprop.backward import Rule, backpropagation, gradients, none, output_delta, propagate
 from jbackprop.checks import as_input, as_target, as_weight, check_key, is_label
 from jbackprop.costs import head
 from jbackprop.network import Layer, Network, Params, Tape, as_layers, forward
@@ -79,51 +79,73 @@ def backprop(
     ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
     """
     layers = as_layers(net, params)
-    start = head(net.output, net.cost, label=is_label(t, np.shape(x)[:1]))
-    x, t, weight, absent = _batch(net, layers, x, t, weight)
-    if feedback is None:
-        if rule.init is not none:
-            raise ValueError(
-                f"feedback: expected rule.init(net, params, key) for {rule.name}, got None"
-            )
-        feedback = ()
+    x, t, weight, absent, label = _batch(net, layers, x, t, weight)
+    feedback = _feedback(net, layers, rule, feedback)
     if key is not None:
         check_key(key)
         key = jax.random.split(key, len(x))
 
     def example(x: Any, t: Any, key: Any) -> Any:
         tape = forward(net, layers, x)
-        z, y = tape.z[-1], tape.a[-1]
-        delta_L = start.delta(z, y, t)
+        delta_L = output_delta(net, tape, t, label=label)
         deltas = propagate(net, layers, tape, delta_L, rule=rule, feedback=feedback, t=t, key=key)
-        return _scalar(net, start.value(z, y, t)), tape, deltas
+        return _cost(net, tape, t), tape, deltas
 
     cost, tape, deltas = _blank(absent, jax.vmap(example)(x, t, key))
     return Factors(cost, tape, deltas, t, weight)
 
 
-def _batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Any:
-    """x, t and weight made to fit, and which rows are absent: (B,), or None for none.
+class _Batch(NamedTuple):
+    """x, t and weight made to fit; the rows that are absent, or None; whether t was labels."""
 
-    Absent rows become 0 before the pass, so that nothing in them can spoil a derivative of it."""
+    x: Any
+    t: Any
+    weight: Any
+    absent: Any
+    label: bool
+
+
+def _batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> _Batch:
     dtype = layers[0].w.dtype
     x = as_input(net, x, dtype, rank=2)
-    t = as_target(net, t, dtype, lead=x.shape[:1])
+    label, t = is_label(t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
     weights = as_weight(weight, len(x), dtype)
-    absent = None if weight is None else weights == 0
-    return *_blank(absent, (x, t)), weights, absent
+    if weight is None:
+        return _Batch(x, t, weights, None, label)
+    # An absent row passes through as if it were the first one present. Were it 0, an output of 0
+    # could stand where the cost's derivative is infinite, and spoil `jax.grad` of the masked cost.
+    absent = weights == 0
+    first, none_present = jnp.argmin(absent), jnp.all(absent)
+    x, t = _replace_rows(absent, (x, t), lambda leaf: jnp.where(none_present, 0, leaf[first]))
+    return _Batch(x, t, weights, absent, label)
 
 
-def _blank(absent: Any, tree: Any) -> Any:
-    """0 in every absent row. A product with 0 would keep NaN."""
-    if absent is None:
-        return tree
+def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
+    """The rule's feedback; () where it keeps none."""
+    if feedback is not None and feedback != ():
+        return feedback
+    if rule.init is not none and rule.init(net, layers, jax.random.key(0)) != ():
+        raise ValueError(
+            f"feedback: expected rule.init(net, params, key) for {rule.name}, got {feedback}"
+        )
+    return ()
+
+
+def _replace_rows(absent: Any, tree: Any, by: Callable[[Array], Any]) -> Any:
+    """Other values in every absent row. A product with 0 would keep NaN."""
     return jax.tree.map(
-        lambda leaf: jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), 0, leaf), tree
+        lambda leaf: jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf), tree
     )
 
 
-def _scalar(net: Network, cost: Any) -> Any:
+def _blank(absent: Any, tree: Any) -> Any:
+    """0 in every absent row."""
+    return tree if absent is None else _replace_rows(absent, tree, lambda leaf: 0)
+
+
+def _cost(net: Network, tape: Tape, t: Any) -> Any:
+    """C of one example."""
+    cost = head(net.output, net.cost).value(tape.z[-1], tape.a[-1], t)
     if jnp.shape(cost) != ():
         raise ValueError(
             f"cost: expected {net.cost.name}.value(y, t) of shape (), got {jnp.shape(cost)}"
@@ -182,12 +204,11 @@ def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Sca
 def example_costs(net: Network, params: Any, x: Any, t: Any, weight: Any) -> Any:
     """The forward pass of a batch: (C_i, y_i, t_i, w_i), with 0 in the rows of weight 0."""
     layers = as_layers(net, params)
-    x, t, weight, absent = _batch(net, layers, x, t, weight)
-    value = head(net.output, net.cost).value
+    x, t, weight, absent, _ = _batch(net, layers, x, t, weight)
 
     def example(x: Any, t: Any) -> Any:
         tape = forward(net, layers, x)
-        return _scalar(net, value(tape.z[-1], tape.a[-1], t)), tape.a[-1]
+        return _cost(net, tape, t), tape.a[-1]
 
     cost, y = _blank(absent, jax.vmap(example)(x, t))
     return cost, y, t, weight
@@ -220,5 +241,19 @@ def value_and_grad(
     """
     factors = backprop(net, params, x, t, weight=weight)
     cost = weighted_mean(factors.cost, factors.weight)
-    leaves = jax.tree.leaves(mean_gradient(factors))
-    return cost, jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return cost, _in_the_structure_of(params, mean_gradient(factors))
+
+
+def _in_the_structure_of(params: Any, gradient: Params) -> Any:
+    """The gradient where (w, b) stood in params, whatever their structure calls and orders them."""
+    leaves, structure = jax.tree.flatten(params)
+    given = [id(leaf) for layer in params for leaf in layer]
+    if [*map(id, leaves)] == given:
+        return jax.tree.unflatten(structure, jax.tree.leaves(gradient))
+    by_place = dict(zip(given, jax.tree.leaves(gradient), strict=False))
+    if sorted(by_place) != sorted(map(id, leaves)):
+        raise ValueError(
+            "params: expected a pytree whose leaves are the arrays w and b of every layer, "
+            f"got {structure}"
+        )
+    return jax.tree.unflatten(structure, [by_place[id(leaf)] for leaf in leaves])

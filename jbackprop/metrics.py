@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_input, as_target, as_weight, check_size
+from jbackprop.checks import as_input, as_real, as_target, as_weight, check_size
 from jbackprop.costs import binary_cross_entropy
 from jbackprop.factors import example_costs
 from jbackprop.network import Network, as_layers
@@ -66,7 +66,7 @@ def evaluate(
     n = len(x)
     size = n if batch_size is None else batch_size
     check_size("batch_size", size)
-    t = jnp.asarray(t)
+    t = as_real("t", t)
     as_target(net, t, dtype, lead=(n,))
     weight = None if weight is None else as_weight(weight, n, dtype)
 

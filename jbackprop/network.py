@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from jbackprop import activations as act
 from jbackprop.activations import Activation, identity, softmax, tanh
-from jbackprop.checks import as_input, as_pairs, check_key
+from jbackprop.checks import as_input, as_pairs, check_key, fitted
 from jbackprop.costs import Cost, squared_error
 
 
@@ -166,8 +166,13 @@ def init(
     [(32, 64), (10, 32)]
     """
     check_key(key)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"dtype: expected a floating dtype, got {jnp.dtype(dtype).name}")
+    try:
+        floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        got = getattr(dtype, "__name__", dtype)
+        raise ValueError(f"dtype: expected a floating dtype, got {got}")
     if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
         raise ValueError(
             f"dtype: {jnp.dtype(dtype).name} needs 64-bit mode, which is off: "
@@ -178,7 +183,9 @@ def init(
     for (n_in, n_out), f, k in zip(pairwise(net.sizes), net.activations, keys, strict=True):
         normal = he_normal if f in _RECTIFIERS else lecun_normal
         draw = initializer or normal(in_axis=-1, out_axis=-2)
-        layers.append(Layer(draw(k, (n_out, n_in), dtype), jnp.zeros(n_out, dtype)))
+        w = jax.ShapeDtypeStruct((n_out, n_in), dtype)
+        w = fitted("initializer", draw(k, w.shape, dtype), w)
+        layers.append(Layer(w, jnp.zeros(n_out, dtype)))
     return tuple(layers)
 
 
@@ -214,7 +221,7 @@ def forward(net: Network, params: Any, x: Any) -> Tape:
     tape = Tape((), (a,))
     for (w, b), f in zip(params, net.activations, strict=True):
         z = w @ a + b
-        a = f.f(z)
+        a = fitted(f"activation {f.name}", f.f(z), z)
         tape = Tape((*tape.z, z), (*tape.a, a))
     return tape
 

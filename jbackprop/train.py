@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jbackprop.backward import Rule, backpropagation
-from jbackprop.checks import as_input, as_target, as_weight, check_key, check_size
+from jbackprop.checks import as_input, as_real, as_target, as_weight, check_key, check_size
 from jbackprop.factors import Factors, backprop, mean_gradient, weighted_mean
 from jbackprop.network import Network, Params, as_layers, init
 from jbackprop.shuffle import shuffled
@@ -154,7 +154,8 @@ def train_step(
         state: from `init_state`, or a step before.
         x: inputs of shape (B, n_0).
         t: ground truth of shape (B, n_L), or labels of shape (B,) with `cross_entropy`.
-        weight: of shape (B,); by default 1. A row of weight 0 is absent.
+        weight: of shape (B,); by default 1. A row of weight 0 is absent. One that is negative or
+            NaN makes the new parameters NaN, since no value is known while this is traced.
         rule: how δ is carried back; the one that the state was made for.
         gradient: `Factors` to a gradient of type `Params`.
         observe: (factors, state, updates) to any pytree, with the state that the factors came from.
@@ -201,7 +202,7 @@ def train_epoch(
         net, optimizer, state, weight, rule, gradient, observe: as in `train_step`.
         x: all inputs, of shape (N, n_0).
         t: all ground truth, of shape (N, n_L), or labels of shape (N,).
-        batch_size: examples in a step, at least 1.
+        batch_size: examples in a step, at least 1; all where there are fewer.
 
     Returns:
         The next state, and an `Info` whose leaves have a leading axis: the steps.
@@ -222,7 +223,7 @@ def train_epoch(
     dtype = state.params[0].w.dtype
     x = as_input(net, x, None, rank=2)
     n = len(x)
-    t = jnp.asarray(t)
+    t = as_real("t", t)
     as_target(net, t, dtype, lead=(n,))  # checked here as a whole, made to fit batch by batch
     weight = None if weight is None else as_weight(weight, n, dtype)
     k = jax.random.fold_in(state.key, state.step)
@@ -234,6 +235,7 @@ def train_epoch(
     def full(state: TrainState, rows: Array) -> tuple[TrainState, Info]:
         return step(state, rows, None if weight is None else weight[rows])
 
+    batch_size = min(batch_size, n)
     whole = n - n % batch_size
     infos = []
     if whole:
@@ -248,5 +250,5 @@ def train_epoch(
         state, info = step(
             state, rows, jnp.where(present, 1 if weight is None else weight[rows], 0)
         )
-        infos.append(jax.tree.map(lambda leaf: leaf[None], info))
+        infos.append(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], info))
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *infos)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,8 @@ DELTAS = jb.backward(NET, PARAMS, TAPE, T[0])
 SGD = optax.sgd(0.1)
 LABELS = jnp.zeros(6, int)
 BATCHED = jb.backprop(NET, PARAMS, X, T).tape
+TURNED: Any = lambda key, shape, dtype: jnp.ones(shape[::-1], dtype)
+KEPT = jb.Rule("kept", lambda s: s.feedback, init=lambda net, params, key: (params[1].w,))
 
 
 def state():
@@ -84,7 +87,10 @@ CASES = {
     "complex x": (
         lambda: jb.predict(NET, PARAMS, X.astype(complex)), "x: .* real .* got complex64"),
     "x of words": (lambda: jb.predict(NET, PARAMS, "digits"), "x: expected .* real .* got str"),
-    "ragged x": (lambda: jb.predict(NET, PARAMS, [[1.0], [1.0, 2.0]]), "x: .* got list"),
+    "ragged x": (lambda: jb.backprop(NET, PARAMS, [[1.0], [1.0, 2.0]], T), "x: .* got list"),
+    "x of numbers in words": (lambda: jb.predict(NET, PARAMS, ["1"] * 4), "x: .* got list"),
+    "x of dates": (lambda: jb.predict(NET, PARAMS, np.zeros(4, "M8[s]")), "x: .* got datetime64"),
+    "x of objects": (lambda: jb.predict(NET, PARAMS, np.array([1, None] * 2)), "x: .* got object"),
     "empty batch": (
         lambda: jb.value_and_grad(NET, PARAMS, X[:0], T[:0]), "x: expected at least one example"),
     "empty step": (lambda: jb.train_step(NET, SGD, state(), X[:0], T[:0]), "x: .* at least one"),
@@ -117,7 +123,7 @@ CASES = {
         lambda: jb.mean_cost(NET, PARAMS, X, T, weight=jnp.ones((6, 1))), "weight: .* (6, 1)"),
     "negative weight": (
         lambda: jb.backprop(NET, PARAMS, X, T, weight=[1, 1, 1, -2, 1, 1]),
-        "weight: expected numbers of at least 0, got -2.0 at row 3"),
+        "weight: expected numbers of at least 0, got -2 at row 3"),
     "NaN weight": (
         lambda: jb.backprop(NET, PARAMS, X, T, weight=[np.nan] * 6), "weight: .* nan at row 0"),
     "weight of an epoch": (lambda: epoch(2, weight=jnp.ones(5)), "weight: .* got (5,)"),
@@ -131,7 +137,7 @@ CASES = {
     "the tape of another network": (
         lambda: jb.backward(jb.Network((4, 3)), PARAMS[:1], TAPE, T[0]), "tape: "),
     "delta_L of a batch": (
-        lambda: jb.propagate(NET, PARAMS, TAPE, T), "delta_L: .* got [(6, 3)]"),
+        lambda: jb.propagate(NET, PARAMS, TAPE, T), "delta_L: expected shape (3,), got (6, 3)"),
     "a delta missing": (lambda: jb.gradients(TAPE, DELTAS[:1]), "deltas: expected the shapes"),
     "deltas of a batch": (lambda: jb.gradients(BATCHED, BATCHED.z), "deltas: .* one example"),
     "feedback for one layer more": (
@@ -140,13 +146,32 @@ CASES = {
     "feedback that is no tuple": (
         lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], feedback=3), "feedback: .* got int"),
     "feedback forgotten": (
-        lambda: jb.backprop(NET, PARAMS, X, T, rule=jb.Rule("fa", lambda s: s.slope, init=len)),
-        "feedback: expected rule.init(net, params, key) for fa, got None"),
+        lambda: jb.backprop(NET, PARAMS, X, T, rule=KEPT),
+        "feedback: expected rule.init(net, params, key) for kept, got None"),
+    "a state made for another rule": (
+        lambda: jb.train_step(NET, SGD, state(), X, T, rule=KEPT), "feedback: .* kept, got ()"),
+    "raw key for one example's rule": (
+        lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], key=3), "key: .* typed key.* got int"),
     "raw key for a rule": (
         lambda: jb.backprop(NET, PARAMS, X, T, key=jax.random.PRNGKey(0)), "key: .* typed key"),
     "a rule of a wrong shape": (
         lambda: jb.backprop(NET, PARAMS, X, T, rule=jb.Rule("wide", lambda s: s.delta)),
-        "rule wide: expected the shapes of one example's z, [(5,)], got [(3,)]"),
+        "rule wide: expected shape (5,), got (3,)"),
+    "an activation of a wrong shape": (
+        lambda: jb.predict(
+            jb.Network((4, 5, 3), jb.Activation("max", jnp.max, jnp.max)), PARAMS, X),
+        "activation max: expected shape (5,), got ()"),
+    "an initializer of a wrong shape": (
+        lambda: jb.init(NET, jax.random.key(0), initializer=TURNED),
+        "initializer: expected shape (5, 4), got (4, 5)"),
+    "a cost's gradient of a wrong shape": (
+        lambda: jb.backprop(
+            jb.Network((4, 5, 3), cost=jb.Cost("sum", lambda y, t: y[0], lambda y, t: y[0])),
+            PARAMS, X, T),
+        "cost sum: expected grad(y, t) of shape (3,), got ()"),
+    "params with other leaves": (
+        lambda: jb.value_and_grad(NET, [(w.tolist(), b) for w, b in PARAMS], X, T),
+        "params: expected a pytree whose leaves are"),
     "a cost that is no number": (
         lambda: jb.value_and_grad(
             jb.Network((4, 5, 3), cost=jb.Cost("each", lambda y, t: y - t, lambda y, t: y)),
@@ -157,6 +182,10 @@ CASES = {
         lambda: jb.check_batch(NET, X, [0, 1, 3, 0, 9, 0]),
         "t: expected labels from 0 to 2, got 3 at row 2"),
     "label -1": (lambda: jb.check_batch(NET, X, [0, -1, 2, 0, 0, 0]), "t: .* got -1 at row 1"),
+    "label beyond int32 in a list": (
+        lambda: jb.check_batch(NET, X, [0, 0, 1, 2**40, 0, 0]), "t: .* got 1099511627776 at row 3"),
+    "x infinite in float32": (
+        lambda: jb.check_batch(NET, np.asarray(X, float) * 1e39, T), "x: expected finite .* row 0"),
     "label beyond int32": (
         lambda: jb.check_batch(NET, X, np.array([0, 0, 2**32 + 1, 0, 0, 0])), "t: .* at row 2"),
     "x infinite": (lambda: jb.check_batch(NET, X.at[4, 1].set(jnp.inf), T), "x: .* inf at row 4"),

@@ -1,5 +1,7 @@
 """A batch is its examples: weights, masks, labels, order, structure, and what jit users feel."""
 
+from dataclasses import dataclass
+
 import battery
 import jax
 import jax.numpy as jnp
@@ -153,3 +155,73 @@ def test_mean_gradient_never_forms_a_gradient_per_example():
     assert (
         temporaries(step.lower(params, x, t).compile()) < 64 * 128 * 128
     )  # a quarter of one layer's B × P floats
+
+
+def test_masked_rows_leave_autodiff_finite_where_a_cost_is_singular_at_zero():
+    """An output of 0 and a ground truth of 0: xlogy'(0, 0) and √'(0) are 0/0."""
+    root = jb.Cost("root", lambda y, t: jnp.hypot(*y - t), lambda y, t: (y - t) / jnp.hypot(*y - t))
+    params = (jb.Layer(jnp.full((2, 4), 0.05), jnp.zeros(2)),)
+    _, x, t = problem(jb.Network((4, 2), cost=jb.cross_entropy))
+    for cost in (jb.cross_entropy, root):
+        net = jb.Network((4, 2), output=jb.tanh, cost=cost)
+        weight = jnp.array([1.0, 1, 0, 1, 1, 1])
+        ours = jb.value_and_grad(net, params, jnp.abs(x), t, weight=weight)
+        theirs = jax.value_and_grad(jb.mean_cost, argnums=1)(
+            net, params, jnp.abs(x), t, weight=weight
+        )
+        assert_close(ours, theirs)
+
+
+def test_a_weight_may_be_closed_over():
+    params, x, t = problem(NET)
+    weight = jnp.array([1.0, 0, 2, 1, 1, 0])
+    ours = jax.jit(lambda p: jb.value_and_grad(NET, p, x, t, weight=weight))(params)
+    assert_close(ours, jb.value_and_grad(NET, params, x, t, weight=weight))
+
+
+def test_a_label_that_no_int32_holds_is_nan_and_not_another_class():
+    params, x, _ = problem(NET)
+    for labels in ([0, 1, 2, 0, 2**32 + 1, 1], np.array([0, 1, 2, 0, 2**40 + 2, 1], np.uint64)):
+        assert jnp.isnan(jb.backprop(NET, params, x, labels).cost).tolist() == [
+            i == 4 for i in range(6)
+        ]
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_every_gradient_has_the_dtype_of_the_parameters_whatever_a_rule_or_cost_returns():
+    params, x, t = problem(NET)
+    small = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    wide = jb.Rule("wide", lambda s: s.slope.astype(jnp.float32))
+    cost = jb.Cost(
+        "wide",
+        lambda y, t: jnp.sum(y).astype(jnp.float32),
+        lambda y, t: jnp.ones_like(y, jnp.float32),
+    )
+    net = jb.Network((4, 5, 3), jb.tanh, cost=cost)
+    gradient = jb.mean_gradient(jb.backprop(net, small, x, t, rule=wide))
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradient)} == {jnp.dtype(jnp.bfloat16)}
+    tape = jb.forward(net, params, x[0])
+    assert jb.propagate(net, params, tape, [1, 0, 0])[-1].dtype == jnp.float32
+
+
+def test_gradient_follows_parameters_that_order_their_leaves_differently():
+    @jax.tree_util.register_dataclass
+    @dataclass
+    class Turned:
+        b: jax.Array
+        w: jax.Array
+
+        def __iter__(self):
+            yield from (self.w, self.b)
+
+    params, x, t = problem(NET)
+    _, gradient = jb.value_and_grad(NET, [Turned(b=b, w=w) for w, b in params], x, t)
+    _, expected = jb.value_and_grad(NET, params, x, t)
+    assert isinstance(gradient[0], Turned)
+    assert_close([tuple(layer) for layer in gradient], [tuple(layer) for layer in expected])
+
+
+def test_a_rule_whose_init_keeps_nothing_needs_no_feedback():
+    params, x, t = problem(NET)
+    rule = jb.Rule("wrapped", jb.backpropagation.delta, init=lambda net, params, key: ())
+    assert_close(jb.backprop(NET, params, x, t, rule=rule), jb.backprop(NET, params, x, t), 0)

@@ -28,7 +28,8 @@ MUTANTS = {
     "z^{l+1} for z^l": ("backward", "tape.z[:-1], tape", "tape.z[1:], tape"),
     "δ^L for δ^{l+1}": ("backward", "b, deltas[0], delta_L", "b, delta_L, delta_L"),
     "layers in the wrong order": ("backward", "in reversed([*hidden])", "in [*hidden]"),
-    "δ out of order": ("backward", "deltas = (delta, *deltas)", "deltas = (*deltas, delta)"),
+    "δ out of order": (
+        "backward", "deltas = (fitted(", "deltas = (lambda *d: d[1:] + d[:1])(fitted("),
     # the outer products and their sums
     "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
@@ -53,9 +54,9 @@ MUTANTS = {
     "heads do not fuse": (
         "costs", "_FUSED.get((output, cost, label), Head(value, delta))", "Head(value, delta)"),
     # the batch
-    "mask ignored": ("factors", "else weights == 0", "else weights < 0"),
+    "mask ignored": ("factors", "absent = weights == 0", "absent = weights < 0"),
     "mask by a product": (
-        "factors", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), 0, leaf)",
+        "factors", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf)",
         "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
     "a label out of range is silent": (
         "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),

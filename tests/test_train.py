@@ -64,7 +64,7 @@ def test_an_epoch_sees_each_example_exactly_once(n, batch_size):
         net, SGD, state, x, jnp.zeros((n, 1)), batch_size=batch_size, observe=_rows_and_weights
     )
     rows, weight = info.observed
-    assert weight.shape == (-(-n // batch_size), batch_size)
+    assert weight.shape == (-(-n // batch_size), min(batch_size, n))
     assert sorted(rows[weight > 0].tolist()) == list(range(n))
     assert set(weight.ravel().tolist()) <= {0.0, 1.0}
     assert (weight[:-1] == 1).all()
@@ -94,6 +94,22 @@ def test_epochs_are_shuffled_anew_and_depend_on_the_key():
     assert order(0, 1) == [first]
     assert order(1, 1) != [first]
     assert first != tuple(range(32))
+
+
+def test_lists_and_numbers_pass_through_jit():
+    params, x, _ = problem(NET)
+    labels = [0, 1, 2, 0, 2, 1]
+    one = lambda factors, state, updates: 1.0
+    for batch_size in (3, 4):
+        state = jb.init_state(NET, SGD, KEY, params=params)
+        _, info = jb.train_epoch(
+            NET, SGD, state, x.tolist(), labels, batch_size=batch_size, observe=one
+        )
+        assert info.observed.tolist() == [1.0, 1.0]
+    state = jb.init_state(NET, SGD, KEY, params=params)
+    _, info = jb.train_step(NET, SGD, state, x.tolist(), labels, weight=[1, 0, 1, 1, 1, 1])
+    weight = jnp.array([1.0, 0, 1, 1, 1, 1])
+    assert_close(info.cost, jb.mean_cost(NET, params, x, jnp.array(labels), weight=weight))
 
 
 def test_an_epoch_respects_weights():

@@ -51,6 +51,8 @@ def load(folder: Path | None, seed: int) -> Data:
         for part in (train, validation, test)
     ]
     classes = 1 + max(int(part.labels.max()) for part in parts)
+    if classes < 2:
+        raise ValueError(f"data: expected at least two classes in {folder}, got the label 0 alone")
     return Data(*parts, image_shape=train.x.shape[1:], classes=classes)
 
 

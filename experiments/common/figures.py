@@ -79,7 +79,7 @@ def hardest(
     images: np.ndarray,
     truth: np.ndarray,
     said: np.ndarray,
-    sure: np.ndarray,
+    surely: Sequence[str],
     title: str,
 ) -> None:
     """Images with what the network said of each, how surely, and what it is."""
@@ -90,10 +90,10 @@ def hardest(
     )
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, image, t, y, p in zip(grid.flat, images, truth, said, sure, strict=False):
+    for axes, image, t, y, p in zip(grid.flat, images, truth, said, surely, strict=False):
         axes.imshow(image)
         color = BLUE if t == y else ORANGE
-        axes.set_title(f"a {t}; said {y} ({100 * p:.0f} %)", loc="center", fontsize=9, color=color)
+        axes.set_title(f"a {t}; said {y} ({p})", loc="center", fontsize=9, color=color)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     figure.savefig(path)
     plt.close(figure)

@@ -1,6 +1,7 @@
 """The folder of a run: what was asked for, what came out, written as it comes."""
 
 import json
+import math
 import platform
 import subprocess
 from dataclasses import asdict
@@ -58,7 +59,14 @@ def _commit() -> str | None:
 def append(folder: Path, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl, on disk when this returns."""
     with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinity, for which JSON has no words, become null."""
+    if isinstance(value, dict):
+        return {key: _strict(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_params(folder: Path, params: jb.Params) -> None:
