@@ -24,6 +24,7 @@ from jbackprop.activations import (
     tanh,
 )
 from jbackprop.backward import Rule, Signal, backpropagation, backward, gradients, propagate
+from jbackprop.batch import mean_cost
 from jbackprop.checks import check_batch
 from jbackprop.costs import (
     Cost,
@@ -37,7 +38,6 @@ from jbackprop.factors import (
     Factors,
     backprop,
     example_gradients,
-    mean_cost,
     mean_gradient,
     sum_gradient,
     value_and_grad,

@@ -5,7 +5,6 @@ a_i^{l-1}: the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum 
 matrix product of them. B · P numbers are formed by `example_gradients` alone, which is for looking.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -13,11 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.backward import Rule, backpropagation, gradients, none, output_delta, propagate
-from jbackprop.checks import as_input, as_target, as_weight, check_key, is_label
-from jbackprop.costs import head
+from jbackprop.batch import Scalar, as_batch, blank, example_cost, over_total, weighted_mean
+from jbackprop.checks import check_key
 from jbackprop.network import Layer, Network, Params, Tape, as_layers, forward
-
-Scalar = Float[Array, ""]
 
 
 class Factors(NamedTuple):
@@ -28,7 +25,7 @@ class Factors(NamedTuple):
         tape: z and a of every layer.
         delta: (δ^1 … δ^L), δ^l of shape (B, n_l).
         t: the ground truth that the costs saw, of shape (B, n_L).
-        weight: of shape (B,); enters sums and means only. Where it is 0, cost, tape and δ are 0.
+        weight: of shape (B,); enters sums and means only. Where it is 0, all the rest is 0.
     """
 
     cost: Float[Array, " B"]
@@ -79,7 +76,7 @@ def backprop(
     ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
     """
     layers = as_layers(net, params)
-    x, t, weight, absent, label = _batch(net, layers, x, t, weight)
+    x, t, weight, absent, label = as_batch(net, layers, x, t, weight)
     feedback = _feedback(net, layers, rule, feedback)
     if key is not None:
         check_key(key)
@@ -89,35 +86,10 @@ def backprop(
         tape = forward(net, layers, x)
         delta_L = output_delta(net, tape, t, label=label)
         deltas = propagate(net, layers, tape, delta_L, rule=rule, feedback=feedback, t=t, key=key)
-        return _cost(net, tape, t), tape, deltas
+        return example_cost(net, tape, t), tape, deltas
 
-    cost, tape, deltas = _blank(absent, jax.vmap(example)(x, t, key))
+    cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, key), t))
     return Factors(cost, tape, deltas, t, weight)
-
-
-class _Batch(NamedTuple):
-    """x, t and weight made to fit; the rows that are absent, or None; whether t was labels."""
-
-    x: Any
-    t: Any
-    weight: Any
-    absent: Any
-    label: bool
-
-
-def _batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> _Batch:
-    dtype = layers[0].w.dtype
-    x = as_input(net, x, dtype, rank=2)
-    label, t = is_label(t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
-    weights = as_weight(weight, len(x), dtype)
-    if weight is None:
-        return _Batch(x, t, weights, None, label)
-    # An absent row passes through as if it were the first one present. Were it 0, an output of 0
-    # could stand where the cost's derivative is infinite, and spoil `jax.grad` of the masked cost.
-    absent = weights == 0
-    first, none_present = jnp.argmin(absent), jnp.all(absent)
-    x, t = _replace_rows(absent, (x, t), lambda leaf: jnp.where(none_present, 0, leaf[first]))
-    return _Batch(x, t, weights, absent, label)
 
 
 def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
@@ -129,34 +101,6 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
             f"feedback: expected rule.init(net, params, key) for {rule.name}, got {feedback}"
         )
     return ()
-
-
-def _replace_rows(absent: Any, tree: Any, by: Callable[[Array], Any]) -> Any:
-    """Other values in every absent row. A product with 0 would keep NaN."""
-    return jax.tree.map(
-        lambda leaf: jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf), tree
-    )
-
-
-def _blank(absent: Any, tree: Any) -> Any:
-    """0 in every absent row."""
-    return tree if absent is None else _replace_rows(absent, tree, lambda leaf: 0)
-
-
-def _cost(net: Network, tape: Tape, t: Any) -> Any:
-    """C of one example."""
-    cost = head(net.output, net.cost).value(tape.z[-1], tape.a[-1], t)
-    if jnp.shape(cost) != ():
-        raise ValueError(
-            f"cost: expected {net.cost.name}.value(y, t) of shape (), got {jnp.shape(cost)}"
-        )
-    return cost
-
-
-def _over_total(weight: Float[Array, " B"]) -> Scalar:
-    """1 / Σ w. Where all weights are 0, so is every sum that it multiplies."""
-    total = jnp.sum(weight)
-    return 1 / jnp.where(total == 0, 1, total)
 
 
 def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
@@ -186,7 +130,7 @@ def mean_gradient(factors: Factors) -> Params:
     """
     # The sum is scaled, and not δ before it: that is fused with the optimizer's update. It made a
     # compiled epoch 5 to 10 % faster at every size tried.
-    share = _over_total(factors.weight)
+    share = over_total(factors.weight)
     scale = lambda g: (g.astype(share.dtype) * share).astype(g.dtype)  # bfloat16 would round 1/n
     return jax.tree.map(scale, sum_gradient(factors))
 
@@ -194,42 +138,6 @@ def mean_gradient(factors: Factors) -> Params:
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
     return jax.vmap(gradients)(factors.tape, factors.delta)
-
-
-def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Scalar:
-    """Σ_i w_i v_i / Σ_i w_i; 0 where all weights are 0."""
-    return jnp.sum(weight * values.astype(weight.dtype)) * _over_total(weight)
-
-
-def example_costs(net: Network, params: Any, x: Any, t: Any, weight: Any) -> Any:
-    """The forward pass of a batch: (C_i, y_i, t_i, w_i), with 0 in the rows of weight 0."""
-    layers = as_layers(net, params)
-    x, t, weight, absent, _ = _batch(net, layers, x, t, weight)
-
-    def example(x: Any, t: Any) -> Any:
-        tape = forward(net, layers, x)
-        return _cost(net, tape, t), tape.a[-1]
-
-    cost, y = _blank(absent, jax.vmap(example)(x, t))
-    return cost, y, t, weight
-
-
-def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) -> Scalar:
-    """The weighted mean cost of a batch, by the forward pass only: the thing to hand to `jax.grad`.
-
-    Arguments and errors are those of `backprop`.
-
-    >>> import jax, jax.numpy as jnp
-    >>> import jbackprop as jb
-    >>> net = jb.Network((3, 2))
-    >>> params, x, t = jb.init(net, jax.random.key(0)), jnp.eye(3), jnp.ones((3, 2))
-    >>> theirs = jax.grad(jb.mean_cost, argnums=1)(net, params, x, t)
-    >>> ours = jb.mean_gradient(jb.backprop(net, params, x, t))
-    >>> all(jnp.allclose(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)))
-    True
-    """
-    cost, _, _, weight = example_costs(net, params, x, t, weight)
-    return weighted_mean(cost, weight)
 
 
 def value_and_grad(

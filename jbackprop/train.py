@@ -14,8 +14,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jbackprop.backward import Rule, backpropagation
+from jbackprop.batch import weighted_mean
 from jbackprop.checks import as_input, as_real, as_target, as_weight, check_key, check_size
-from jbackprop.factors import Factors, backprop, mean_gradient, weighted_mean
+from jbackprop.factors import Factors, backprop, mean_gradient
 from jbackprop.network import Network, Params, as_layers, init
 from jbackprop.shuffle import shuffled
 

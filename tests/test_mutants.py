@@ -37,7 +37,7 @@ MUTANTS = {
     "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g.astype(share.dtype) * share)", "g"),
     "mean of B, not of weights": (
-        "factors", "total = jnp.sum(weight)", "total = 1.0 * len(weight)"),
+        "batch", "total = jnp.sum(weight)", "total = 1.0 * len(weight)"),
     "∂C/∂b forgotten": ("factors", "jnp.sum(scaled, axis=0)", "0 * jnp.sum(scaled, axis=0)"),
     "weights not in the gradient": ("factors", "(c[:, None] * d", "(c[:1, None] * d"),
     # the forward pass
@@ -54,9 +54,9 @@ MUTANTS = {
     "heads do not fuse": (
         "costs", "_FUSED.get((output, cost, label), Head(value, delta))", "Head(value, delta)"),
     # the batch
-    "mask ignored": ("factors", "absent = weights == 0", "absent = weights < 0"),
+    "mask ignored": ("batch", "absent = weights == 0", "absent = weights < 0"),
     "mask by a product": (
-        "factors", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf)",
+        "batch", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf)",
         "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
     "a label out of range is silent": (
         "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),
