@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jbackprop.backward import Rule, backpropagation
+from jbackprop.backward import Rule, backpropagation, keep
 from jbackprop.batch import weighted_mean
 from jbackprop.checks import as_input, as_real, as_target, as_weight, check_key, check_size
 from jbackprop.factors import Factors, backprop, mean_gradient
@@ -114,15 +114,18 @@ def _step(
     observe: Callable[[Factors, TrainState, Any], Any] | None,
 ) -> tuple[TrainState, Info]:
     params, opt_state, feedback, key, step = state
-    k = jax.random.fold_in(key, step)
-    factors = backprop(
-        net, params, x, t, weight=weight, rule=rule, feedback=feedback, key=jax.random.fold_in(k, 1)
-    )
+    # backpropagation draws nothing, and keys that nobody reads would be traced and compiled
+    draws = rule != backpropagation
+    k = jax.random.fold_in(key, step) if draws else key
+    noise = jax.random.fold_in(k, 1) if draws else None
+    factors = backprop(net, params, x, t, weight=weight, rule=rule, feedback=feedback, key=noise)
     cost = weighted_mean(factors.cost, factors.weight)
     grads = gradient(factors)
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, opt_state, params, factors=factors, value=cost, grad=grads)
-    feedback = rule.update(net, params, feedback, updates, factors, jax.random.fold_in(k, 2))
+    if rule.update is not keep:
+        k = jax.random.fold_in(k, 2)
+        feedback = rule.update(net, params, feedback, updates, factors, k)
     observed = None if observe is None else observe(factors, state, updates)
     params: Any = optax.apply_updates(params, updates)
     return TrainState(params, opt_state, feedback, key, step + 1), Info(cost, observed)
@@ -198,6 +201,10 @@ def train_epoch(
 
     The last batch is filled up with rows of weight 0 where batch_size does not divide N, and is the
     only one masked. Everything else is as in `train_step`, with ⌈N / batch_size⌉ steps.
+
+    Many networks at once are a `jax.vmap` over the state. With one key and step for all of them,
+    `in_axes=TrainState(0, 0, 0, None, None)`, they see the examples in one order, and the products
+    with x become one: about half the time of an order each at the smallest sizes.
 
     Args:
         net, optimizer, state, weight, rule, gradient, observe: as in `train_step`.

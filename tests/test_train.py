@@ -1,5 +1,7 @@
 """Steps and epochs: equal to the loop by hand, compiled once, donated, and the same bits twice."""
 
+from typing import Any
+
 import battery
 import jax
 import jax.numpy as jnp
@@ -54,8 +56,8 @@ def test_an_epoch_is_its_steps():
     battery.an_epoch_is_its_steps(jb, optax.sgd(0.01))
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 8, 9])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 20])
+@pytest.mark.parametrize("n", [1, 2, 8, 9])
+@pytest.mark.parametrize("batch_size", [1, 4, 20])
 def test_an_epoch_sees_each_example_exactly_once(n, batch_size):
     net = jb.Network((1, 1))
     state = jb.init_state(net, SGD, KEY)
@@ -244,6 +246,15 @@ def test_many_networks_at_once_equal_one_at_a_time():
         one, one_info = epoch(start(i, jnp.float32(rates[i])))
         assert_close(jax.tree.map(lambda p, i=i: p[i], many.params), one.params)
         assert_close(info.cost[i], one_info.cost)
+
+    # one order of examples for all
+    axes: Any = jb.TrainState._make([0, 0, 0, None, None])
+    state = jax.vmap(start)(jnp.arange(3), jnp.array(rates))
+    state = state._replace(key=jax.random.clone(KEY), step=jnp.int32(0))
+    shared, _ = jax.vmap(epoch, in_axes=(axes,), out_axes=(axes, 0))(state)
+    for i in range(3):
+        one, _ = epoch(start(i, jnp.float32(rates[i]))._replace(key=jax.random.clone(KEY)))
+        assert_close(jax.tree.map(lambda p, i=i: p[i], shared.params), one.params)
 
 
 def test_training_learns_a_separable_problem():

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 import jbackprop as jb
-from experiments.benchmark import draw, goals, growth, machine, many, report
+from experiments.benchmark import draw, goals, growth, machine, many, pieces, report
 from experiments.benchmark.compare import GradientsDiffer, compare, shuffled
 from experiments.benchmark.timing import ratio
 from experiments.benchmark.work import QUICK, WIDE, WORK
@@ -80,6 +80,10 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
 
     say("shuffle")
     results["shuffle"] = {name: shuffled(works[name], rounds) for name in ("S", "M")}
+    say("one product at a time")
+    results["pieces"] = {
+        name: pieces.pieces(works[name], max(2, rounds // 3)) for name in works if name in "MWL"
+    }
     say("many networks")
     results["many"] = many.many(works["S"], 4 if quick else 256, max(2, rounds // 3), say)
     say("growth")
@@ -97,8 +101,7 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
         "seconds": {name: float(np.median(s)) for name, s in first.items()},
         "ours_over_this": ratio(first["ours"], first["jax.value_and_grad"])._asdict(),
     }
-    imports = growth.import_seconds(2 if quick else 9)
-    results["import_seconds"] = {"median": float(np.median(imports)), "all": imports}
+    results["import_seconds"] = growth.import_seconds(2 if quick else 9)
     results["goals"] = goals.judged(results)
     return results
 

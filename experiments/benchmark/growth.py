@@ -124,13 +124,11 @@ def first_steps(work: Work, rounds: int) -> dict[str, np.ndarray]:
         updates, opt_state = SGD.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    def ours(state: Any, x: Any, t: Any) -> Any:
-        return jb.train_step(net, SGD, state, x, t)
-
     seconds = {"ours": np.zeros(rounds), "jax.value_and_grad": np.zeros(rounds)}
     for i in range(rounds):
+        fresh = jax.tree.map(jnp.copy, state)  # a step takes its state with it
         calls = {
-            "ours": lambda: jax.jit(ours)(state, x, t),
+            "ours": lambda s=fresh: jb.train_step(net, SGD, s, x, t),
             "jax.value_and_grad": lambda: jax.jit(theirs)(params, SGD.init(params), x, t),
         }
         for name in calls if i % 2 == 0 else reversed(calls):
@@ -142,17 +140,30 @@ def first_steps(work: Work, rounds: int) -> dict[str, np.ndarray]:
 
 
 IMPORT = """
-import time, jax, optax
+import gc, time, jax, optax
+starts, collecting = [], 0.0
+def watch(phase, info):
+    global collecting
+    if phase == "start":
+        starts.append(time.perf_counter())
+    else:
+        collecting += time.perf_counter() - starts[-1]
+gc.callbacks.append(watch)
 start = time.perf_counter()
 import jbackprop
-print(time.perf_counter() - start)
+print(time.perf_counter() - start, collecting)
 """
 
 
-def import_seconds(times: int) -> list[float]:
-    """Seconds that `import jbackprop` takes after `import jax, optax`, each in a fresh process."""
+def import_seconds(times: int) -> dict[str, Any]:
+    """Seconds that `import jbackprop` takes after `import jax, optax`, each in a fresh process.
+
+    Python collects garbage whenever enough has been allocated since it last did. What JAX's own
+    import left may fall due then; how long that took is told apart."""
     command = [sys.executable, "-c", IMPORT]
     done = [
-        subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(times)
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(times)
     ]
-    return [float(one.stdout) for one in done]
+    total, collecting = np.median(np.array(done, float), axis=0)
+    return {"median": float(total), "of_it_collecting_garbage": float(collecting)}

@@ -72,7 +72,7 @@ def goals(results: dict[str, Any]) -> str:
 
 
 def others(results: dict[str, Any]) -> str:
-    """Shuffle, many networks, growth."""
+    """Shuffle, many networks, single products, import, growth."""
     parts = []
     if "shuffle" in results:
         rows = [
@@ -85,6 +85,24 @@ def others(results: dict[str, Any]) -> str:
         rows = [[name, _number(us)] for name, us in results["many"]["us_per_net_and_step"].items()]
         head = [f"{results['many']['nets']} networks of size S", "µs per network and step"]
         parts.append(_table(head, rows))
+    if "pieces" in results:
+        rows = [
+            [work, kind, _number(row["ms"]),
+             f"{row['per_second']:.0f} {'GB/s' if kind.startswith('update') else 'GFLOP/s'}"]
+            for work, kinds in results["pieces"].items()
+            for kind, row in kinds.items()
+        ]  # fmt: skip
+        parts.append(
+            _table(["one kind of work at a time, over all layers", "", "ms", "rate"], rows)
+        )
+    if "import_seconds" in results:
+        total, garbage = (
+            1e3 * results["import_seconds"][name] for name in ("median", "of_it_collecting_garbage")
+        )
+        parts.append(
+            f"`import jbackprop` after `import jax, optax`: {total:.0f} ms, of which Python spends "
+            f"{garbage:.0f} collecting garbage, most of it left by those two."
+        )
     if "growth" in results:
         rows = [
             [axis, f"{g['sizes'][0]} to {g['sizes'][-1]}", f"{g['exponent']:.2f}",

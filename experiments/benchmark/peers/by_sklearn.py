@@ -19,10 +19,10 @@ def candidates(
     x = problem.x.reshape(-1, work.sizes[0])
     labels = problem.labels.ravel()
 
-    def fresh() -> Any:
+    def fresh(learning_rate: float = LEARNING_RATE) -> Any:
         mlp: Any = MLPClassifier(
             work.sizes[1:-1], activation=hidden.name, solver="sgd", alpha=0.0, momentum=0.0,
-            batch_size=cast(Any, work.batch), learning_rate_init=LEARNING_RATE, shuffle=False,
+            batch_size=cast(Any, work.batch), learning_rate_init=learning_rate, shuffle=False,
         )  # fmt: skip
         mlp.partial_fit(x[: work.batch], labels[: work.batch], classes=classes)
         mlp.coefs_ = [np.array(w.T) for w, _ in problem.params]
@@ -31,11 +31,13 @@ def candidates(
         return mlp
 
     def gradient() -> Params:
-        mlp = fresh()
+        # it shows its gradient by a step alone, which must be long beside w to be exact
+        rate = 1e4
+        mlp = fresh(rate)
         before = [*map(np.array, mlp.coefs_)], [*map(np.array, mlp.intercepts_)]
         mlp.partial_fit(x[: work.batch], labels[: work.batch])
         return [
-            ((w0 - w1).T / LEARNING_RATE, (b0 - b1) / LEARNING_RATE)
+            ((w0 - w1).T / rate, (b0 - b1) / rate)
             for w0, b0, w1, b1 in zip(*before, mlp.coefs_, mlp.intercepts_, strict=True)
         ]
 

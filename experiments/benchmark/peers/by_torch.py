@@ -16,6 +16,8 @@ def candidates(
     work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
 ) -> list[Candidate]:
     """Plain gradient descent, with PyTorch's own SGD."""
+    # what was compiled for other sizes counts towards a limit, beyond which nothing is compiled
+    torch._dynamo.reset()
     return [_candidate(work, problem, hidden, compiled) for compiled in (False, True)]
 
 
@@ -42,20 +44,24 @@ def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bo
     forward = torch.compile(cost) if compiled else cost
 
     def gradient() -> Params:
-        torch.set_float32_matmul_precision("highest")
+        set_precision("highest")
         sgd.zero_grad()
         forward(*batches[0]).backward()
         grads = [p.grad.float().cpu().numpy() for p in model.parameters() if p.grad is not None]
         return list(zip(grads[::2], grads[1::2], strict=True))
 
     def run() -> Any:
-        torch.set_float32_matmul_precision("high")  # what JAX's default is on a GPU
+        set_precision("high")  # what JAX's default is
         for batch in batches:
             sgd.zero_grad()
             forward(*batch).backward()
             sgd.step()
         if device == "cuda":
             torch.cuda.synchronize()
+
+    def set_precision(name: str) -> None:
+        if device == "cuda":  # elsewhere it changes nothing, but compiles anew
+            torch.set_float32_matmul_precision(name)
 
     name = "PyTorch, torch.compile" if compiled else "PyTorch, eager"
     return Candidate(name, gradient, run, "PyTorch")
