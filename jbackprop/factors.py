@@ -103,10 +103,15 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
     return ()
 
 
-def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
-    """Σ_i c_i δ_i^l (a_i^{l-1})ᵀ and Σ_i c_i δ_i^l: it is the smaller δ that is scaled."""
+def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
+    """(δ^l, a^{l-1}) of every layer: the two factors of ∂C/∂w^l."""
+    return [*zip(factors.delta, factors.tape.a[:-1], strict=True)]
+
+
+def weighted_sum(pairs: Any, c: Float[Array, " B"]) -> Params:
+    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer: the smaller δ is scaled."""
     layers = []
-    for delta, a in zip(factors.delta, factors.tape.a[:-1], strict=True):
+    for delta, a in pairs:
         scaled = (c[:, None] * delta.astype(c.dtype)).astype(delta.dtype)
         layers.append(Layer(jnp.einsum("bj,bk->jk", scaled, a), jnp.sum(scaled, axis=0)))
     return tuple(layers)
@@ -114,7 +119,7 @@ def _contract(factors: Factors, c: Float[Array, " B"]) -> Params:
 
 def sum_gradient(factors: Factors) -> Params:
     """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ."""
-    return _contract(factors, factors.weight)
+    return weighted_sum(rank_one(factors), factors.weight)
 
 
 def mean_gradient(factors: Factors) -> Params:

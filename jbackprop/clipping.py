@@ -1,0 +1,132 @@
+"""Every example's gradient scaled by a number of its own: clipped, normalised, or as one likes.
+
+c g_i = (c δ_i^l) (ã_i^{l-1})ᵀ: to scale an example's gradient is to scale its δ. So a clipped mean
+costs what the plain one does, and no example's gradient is formed.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.checks import as_limit, as_numbers
+from jbackprop.factors import Factors, mean_gradient
+from jbackprop.network import Params
+from jbackprop.statistics import layer_squared_norms, squared_norms, wide
+
+
+def scale(factors: Factors, c: Any) -> Factors:
+    """Example i's gradient times c_i: δ_i^l becomes c_i δ_i^l in every layer. Cost: 1.
+
+    Args:
+        factors: of a batch of B.
+        c: of shape (B,), any real numbers. What it holds for rows of weight 0 has no effect.
+
+    Raises:
+        ValueError: c has another shape.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1))
+    >>> params = [(jnp.zeros((1, 2)), jnp.zeros(1))]
+    >>> factors = jb.backprop(net, params, jnp.zeros((2, 2)), jnp.array([[1.0], [3.0]]))
+    >>> jb.scale(factors, [2, 0]).delta[0].tolist()
+    [[-2.0], [-0.0]]
+    """
+    c = as_numbers("c", c)
+    if c.shape != factors.weight.shape:
+        raise ValueError(f"c: expected shape {factors.weight.shape}, got {c.shape}")
+    return _scale_layers(factors, jnp.asarray(c, factors.weight.dtype)[:, None])
+
+
+def _scale_layers(factors: Factors, c: Float[Array, "B _"]) -> Factors:
+    """δ_i^l times c_{il}; c of shape (B, L), or (B, 1) for all layers alike."""
+    c = jnp.broadcast_to(c, (len(c), len(factors.delta)))
+    present = (factors.weight != 0)[:, None]
+    delta = tuple(
+        jnp.where(present, wide(d) * c[:, l : l + 1], 0).astype(d.dtype)
+        for l, d in enumerate(factors.delta)
+    )
+    return factors._replace(delta=delta)
+
+
+def shrink(squared: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
+    """min(1, max_norm / norm): 1 where the norm is 0, and NaN only where something is NaN."""
+    norm = jnp.sqrt(squared)
+    inside = norm <= max_norm
+    return jnp.where(inside, 1, max_norm / jnp.where(inside, 1, norm))
+
+
+def clip(factors: Factors, max_norm: Any) -> Factors:
+    """Every example's gradient norm at most max_norm: c_i = min(1, max_norm / ‖g_i‖). Cost: 1.
+
+    g_i is example i's own gradient, not w_i g_i: with weights of 0 and 1, adding or removing one
+    example moves `sum_gradient` by at most max_norm, up to rounding. Abadi et al., "Deep Learning
+    with Differential Privacy", 2016, arXiv:1607.00133; in this form ("ghost" or "fast" clipping)
+    Goodfellow, 2015, arXiv:1510.01799.
+
+    Args:
+        factors: of a batch.
+        max_norm: a number from 0 (no gradient is left) to infinity (nothing is changed).
+
+    Raises:
+        ValueError: max_norm is negative or NaN (every δ is NaN instead where it is traced).
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1))
+    >>> params = [(jnp.zeros((1, 2)), jnp.zeros(1))]
+    >>> factors = jb.backprop(net, params, jnp.zeros((2, 2)), jnp.array([[1.0], [3.0]]))
+    >>> jb.squared_norms(jb.clip(factors, 2.0)).tolist()  # of 1 and 9
+    [1.0, 4.0]
+    """
+    limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
+    return _scale_layers(factors, shrink(squared_norms(factors), limit)[:, None])
+
+
+def clip_layers(factors: Factors, max_norms: Any) -> Factors:
+    """Every example's gradient of layer l at most max_norms[l]: c_{il} = min(1, m_l / ‖g_i^l‖).
+
+    The whole gradient's norm is then at most √Σ_l m_l². Cost: 1. Raises `ValueError` where
+    max_norms is not of shape (L,), or one of them is negative or NaN (NaN where traced). McMahan et
+    al., "Learning Differentially Private Recurrent Language Models", 2018, arXiv:1710.06963.
+    """
+    shape = (len(factors.delta),)
+    limits = as_limit("max_norms", max_norms, shape, factors.weight.dtype)
+    squared = layer_squared_norms(factors)
+    return _scale_layers(factors, shrink(squared, jnp.broadcast_to(limits, squared.shape)))
+
+
+def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
+    """Automatic clipping: c_i = 1 / (‖g_i‖ + γ), so that every norm is below 1. Cost: 1.
+
+    γ > 0 keeps small gradients small. Raises `ValueError` where gamma is negative or NaN. Bu et
+    al., "Automatic Clipping: Differentially Private Deep Learning Made Easier and Stronger", 2023,
+    arXiv:2206.07136.
+    """
+    gamma = as_limit("gamma", gamma, (), factors.weight.dtype)
+    norm = jnp.sqrt(squared_norms(factors)) + gamma
+    return _scale_layers(factors, (1 / jnp.where(norm == 0, 1, norm))[:, None])
+
+
+def clipped_mean(max_norm: Any) -> Callable[[Factors], Params]:
+    """(factors) -> `mean_gradient` of `clip(factors, max_norm)`: to be written as `gradient=`.
+
+    The same function for the same number, so that it compiles once. Raises as `clip`.
+
+    >>> import jbackprop as jb
+    >>> jb.clipped_mean(1.0) is jb.clipped_mean(1)
+    True
+    """
+    as_limit("max_norm", max_norm, (), jnp.float32)
+    return _clipped_mean(float(max_norm))
+
+
+@functools.cache
+def _clipped_mean(max_norm: float) -> Callable[[Factors], Params]:
+    def gradient(factors: Factors) -> Params:
+        return mean_gradient(clip(factors, max_norm))
+
+    return gradient

@@ -1,0 +1,104 @@
+"""The empirical neural tangent kernel: products of the outputs' gradients, from their factors.
+
+For output k of example i the recursion starts with ∂y_k/∂z^L in place of δ^L. What it leaves are
+the rank-one factors of ∂y_k/∂w^l, and their products are those of `gram`:
+
+    Θ_k(x, x') = ⟨∂y_k/∂θ(x), ∂y_k/∂θ(x')⟩ = Σ_l (δ_k^l · δ'_k^l) (1 + a^{l-1} · a'^{l-1})
+
+Jacot et al., "Neural Tangent Kernel", 2018, arXiv:1806.07572.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.activations import softmax
+from jbackprop.backward import propagate
+from jbackprop.checks import as_input, check_size
+from jbackprop.network import Network, Params, as_layers, forward
+from jbackprop.statistics import wide
+
+
+def empirical_ntk(
+    net: Network,
+    params: Any,
+    x: Any,
+    other: Any = None,
+    *,
+    per_output: bool = False,
+    block_size: Any = 256,
+) -> Float[Array, "..."]:
+    """Θ(x, x') = Σ_k Θ_k(x, x') for all pairs of two sets of inputs, (N, N'); or every Θ_k.
+
+    Blocks of block_size × block_size pairs are computed one after the other, each with a pass of
+    its own, so that only the result grows with N N'.
+
+    Args:
+        net: the network.
+        params: (w^l, b^l) per layer.
+        x: inputs of shape (N, n_0).
+        other: inputs of shape (N', n_0); by default x.
+        per_output: whether to keep the outputs apart: then (n_L, N, N').
+        block_size: rows of a block, and columns.
+
+    Raises:
+        ValueError: an argument does not fit the network; block_size below 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1))  # y = w x + b, whose gradient is (x, 1)
+    >>> params = [(jnp.ones((1, 2)), jnp.zeros(1))]
+    >>> jb.empirical_ntk(net, params, jnp.array([[1.0, 2.0], [0.0, 3.0]])).tolist()
+    [[6.0, 7.0], [7.0, 10.0]]
+    """
+    check_size("block_size", block_size)
+    layers = as_layers(net, params)
+    x = as_input(net, x, layers[0].w.dtype, rank=2)
+    other = x if other is None else as_input(net, other, x.dtype, rank=2)
+    return _kernel(net, layers, x, other, bool(per_output), int(block_size))
+
+
+@partial(jax.jit, static_argnums=(0, 4, 5))
+def _kernel(net: Network, layers: Params, x: Any, other: Any, apart: bool, size: int) -> Array:
+    sides = [_blocks(side, size) for side in (x, other)]
+    jacobian = jax.vmap(partial(_jacobian_factors, net, layers))
+    dtype = wide(x).dtype
+    products = partial(jnp.einsum, preferred_element_type=dtype)
+
+    def block(rows: Array, columns: Array) -> Array:
+        terms = []
+        for (delta, a), (delta2, a2) in zip(jacobian(rows), jacobian(columns), strict=True):
+            inputs = 1 + products("in,jn->ij", a, a2)
+            if apart:
+                terms.append(products("ikn,jkn->kij", delta, delta2) * inputs[None])
+            else:
+                terms.append(products("ikn,jkn->ij", delta, delta2) * inputs)
+        return sum(terms[1:], start=terms[0])
+
+    per_row = lambda rows: jax.lax.map(lambda columns: block(rows, columns), sides[1])
+    blocks = jax.lax.map(per_row, sides[0])  # (rows, columns, [k], i, j)
+    blocks = jnp.moveaxis(blocks, -2, 1)  # (rows, i, columns, [k], j)
+    if apart:
+        blocks = jnp.moveaxis(blocks, 3, 0)
+    shape = blocks.shape
+    whole = blocks.reshape(*shape[:-4], shape[-4] * shape[-3], shape[-2] * shape[-1])
+    return whole[..., : len(x), : len(other)]
+
+
+def _blocks(x: Array, size: int) -> Array:
+    """(blocks, size, n_0), the last one filled up with zeros."""
+    size = min(size, len(x))
+    filled = jnp.pad(x, ((0, -len(x) % size), (0, 0)))
+    return filled.reshape(-1, size, x.shape[1])
+
+
+def _jacobian_factors(net: Network, layers: Params, x: Array) -> list[tuple[Array, Array]]:
+    """(δ_k^l of every output k, a^{l-1}) of every layer, of ONE example."""
+    tape = forward(net, layers, x)
+    slope = net.output.df(tape.z[-1])
+    starts = slope if net.output == softmax else jnp.diag(slope)  # row k is ∂y_k/∂z^L
+    deltas = jax.vmap(lambda start: propagate(net, layers, tape, start))(starts)
+    return [*zip(deltas, tape.a[:-1], strict=True)]

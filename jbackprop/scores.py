@@ -1,0 +1,84 @@
+"""What an example is worth to training: scores from the factors of its gradient."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.checks import as_input, as_real, as_target, check_size
+from jbackprop.factors import Factors, backprop, mean_gradient
+from jbackprop.network import Network, as_layers
+from jbackprop.statistics import inner_products, square, squared_norms
+
+
+def grand(factors: Factors) -> Float[Array, " B"]:
+    """GraNd: ‖g_i‖, the norm of every example's gradient, (B,). Cost: 2/3.
+
+    The paper takes its mean over several initialisations. Paul et al., "Deep Learning on a Data
+    Diet", 2021, arXiv:2107.07075.
+    """
+    return jnp.sqrt(squared_norms(factors))
+
+
+def el2n(factors: Factors) -> Float[Array, " B"]:
+    """EL2N: ‖y_i - t_i‖, the norm of every example's error, (B,). Cost: a forward pass.
+
+    0 in rows of weight 0. Paul et al., 2021, arXiv:2107.07075.
+    """
+    return jnp.sqrt(jnp.sum(square(factors.tape.a[-1] - factors.t), axis=-1))
+
+
+def influence(
+    net: Network,
+    params: Any,
+    x: Any,
+    t: Any,
+    x_test: Any,
+    t_test: Any,
+    *,
+    block_size: Any = 1024,
+) -> Float[Array, " N"]:
+    """TracIn: ⟨g_i, ḡ_test⟩ of every training example, (N,), at these parameters.
+
+    To first order, a step of learning rate η on example i alone lowers the mean test cost by η
+    times this. The paper sums it over checkpoints, each with its η. No gradient of a training
+    example is formed, and block_size examples are held at a time. Pruthi et al., "Estimating
+    Training Data Influence by Tracing Gradient Descent", 2020, arXiv:2002.08484.
+
+    Args:
+        net: the network.
+        params: (w^l, b^l) per layer.
+        x, t: the training set, as for `backprop`, of N examples.
+        x_test, t_test: the test batch, as for `backprop`.
+        block_size: training examples held in memory at a time.
+
+    Raises:
+        ValueError: an argument does not fit the network; block_size below 1.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1))
+    >>> params = [(jnp.zeros((1, 2)), jnp.zeros(1))]
+    >>> x, t = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0], [-1.0]])
+    >>> jb.influence(net, params, x, t, x[:1], t[:1]).tolist()
+    [2.0, -1.0]
+    """
+    check_size("block_size", block_size)
+    layers = as_layers(net, params)
+    dtype = layers[0].w.dtype
+    x = as_input(net, x, None, rank=2)
+    t = as_real("t", t)
+    as_target(net, t, dtype, lead=x.shape[:1])
+    direction = mean_gradient(backprop(net, layers, x_test, t_test))
+
+    def block(rows: Any) -> Array:
+        return inner_products(backprop(net, layers, *rows), direction)
+
+    whole = len(x) - len(x) % min(block_size, len(x))
+    size = min(block_size, len(x))
+    blocks = jax.tree.map(lambda v: v[:whole].reshape(-1, size, *v.shape[1:]), (x, t))
+    scores = [jax.lax.map(block, blocks).ravel()]
+    if whole < len(x):
+        scores.append(block((x[whole:], t[whole:])))
+    return jnp.concatenate(scores)

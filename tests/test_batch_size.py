@@ -1,0 +1,68 @@
+"""The tests of a batch's size, against their definitions on all gradients written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import problem
+from materialised import NETS, WEIGHTS, Case, close
+
+import jbackprop as jb
+from jbackprop.batch_size import products_with_mean
+
+
+@pytest.fixture(params=[(n, w) for n in NETS for w in WEIGHTS], ids="-".join)
+def case(request):
+    net, weight = request.param
+    weight = WEIGHTS[weight]
+    return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
+
+
+def test_the_three_tests(case):
+    kappa, m = (case.p**2).sum(), case.mean @ case.mean
+    factor = kappa / (1 - kappa) / m
+    s, along = case.p @ (case.g**2).sum(1), case.p @ (case.g @ case.mean) ** 2
+    close(jb.norm_test(case.factors), factor * (s - m), 1e-5)
+    close(jb.inner_product_test(case.factors), factor * (along - m**2) / m, 1e-5)
+    close(jb.orthogonality_test(case.factors), factor * (s - along / m), 1e-5)
+
+
+def test_one_is_the_sum_of_the_others(case):
+    parts = jb.inner_product_test(case.factors) + jb.orthogonality_test(case.factors)
+    np.testing.assert_allclose(jb.norm_test(case.factors), parts, rtol=1e-5)
+
+
+def test_norm_test_is_the_papers_without_weights():
+    case = Case(NETS["deep"])
+    expected = np.trace(np.cov(case.g.T)) / len(case.g) / (case.mean @ case.mean)
+    close(jb.norm_test(case.factors), expected, 1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 200])
+def test_both_ways_to_the_products_with_the_mean(width):
+    """All pairs where they are fewer than parameters, the mean itself otherwise."""
+    case = Case(jb.Network((width, width, 2)))
+    close(products_with_mean(case.factors), case.g @ case.mean)
+
+
+def test_signal_to_noise(case):
+    spread = case.p @ (case.g - case.mean) ** 2
+    ours = case.vector(jb.signal_to_noise(case.factors))
+    clear = spread > 1e-4 * spread.max()
+    np.testing.assert_allclose(ours[clear], (case.mean**2 / spread)[clear], rtol=1e-2)
+
+
+def test_takeuchi(case):
+    close(jb.takeuchi(case.factors), case.p @ (case.g**2).sum(1))
+    h = jax.tree.map(lambda p: 1 + p**2, case.params)
+    expected = ((case.p @ case.g**2) / case.vector(h)).sum()
+    close(jb.takeuchi(case.factors, h), expected)
+
+
+def test_one_example_is_nan_and_none_is_zero():
+    params, x, t = problem(NETS["softmax"])
+    tests = (jb.norm_test, jb.inner_product_test, jb.orthogonality_test)
+    one = jb.backprop(NETS["softmax"], params, x[:1], t[:1])
+    assert all(jnp.isnan(test(one)) for test in tests)
+    none = jb.backprop(NETS["softmax"], params, x, t, weight=jnp.zeros(6))
+    assert [float(test(none)) for test in tests] == [0, 0, 0]

@@ -1,0 +1,131 @@
+"""The state of the layers and the panel, against NumPy; inside a compiled epoch as outside it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_close, problem
+from materialised import NETS, Case, close
+
+import jbackprop as jb
+
+NET = jb.Network((4, 6, 5, 3), (jb.relu, jb.tanh), jb.softmax, jb.cross_entropy)
+WEIGHT = jnp.array([1.0, 0, 2, 1, 0.5, 1])
+
+
+@pytest.fixture(autouse=True)
+def _standard_promotion():
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_delta_norms():
+    case = Case(NETS["deep"], WEIGHT)
+    norms = np.stack([np.linalg.norm(np.asarray(d), axis=1) for d in case.factors.delta], 1)
+    mean = case.p @ norms
+    ours = jb.delta_norms(case.factors)
+    close(ours.mean, mean)
+    close(ours.deviation, np.sqrt(case.p @ (norms - mean) ** 2), 1e-5)
+
+
+def test_dead_and_saturated_units():
+    params, x, t = problem(NET)
+    # two dead units of relu; one tanh that is flat for all, and one for a single example
+    one, two, three = params
+    one = one._replace(b=one.b.at[:2].set(-100.0))
+    two = two._replace(b=two.b.at[0].set(100.0))
+    factors = jb.backprop(NET, (one, two, three), x, t, weight=WEIGHT)
+    ours = jb.units(NET, factors)
+    present = np.asarray(WEIGHT) > 0
+    for l, f in enumerate(NET.activations[:-1]):
+        flat = np.abs(np.asarray(f.df(factors.tape.z[l])))[present] < 1e-3
+        close(ours.dead[l], flat.all(0).mean())
+        close(ours.saturated[l], flat.mean())
+    assert float(ours.dead[0]) >= 2 / 6
+    assert float(ours.dead[1]) == pytest.approx(1 / 5)
+
+
+def test_update_ratio():
+    params = (
+        jb.Layer(jnp.array([[3.0]]), jnp.array([4.0])),
+        jb.Layer(jnp.zeros((1, 1)), jnp.zeros(1)),
+    )
+    updates = (jb.Layer(jnp.array([[0.0]]), jnp.array([-1.0])), params[1])
+    close(jb.update_ratio(params, updates), np.array([0.2, 0.0]))
+
+
+def test_histograms_count_every_unit_of_every_present_example():
+    params, x, t = problem(NET)
+    factors = jb.backprop(NET, params, x, t, weight=WEIGHT)
+    edges = jnp.linspace(-1, 1, 5)
+    ours = jb.histograms(factors, edges, edges / 10)
+    full = np.concatenate([[-np.inf], edges, [np.inf]])
+    for l in range(3):
+        a, d = np.asarray(factors.tape.a[l + 1]), np.asarray(factors.delta[l])
+        w = np.broadcast_to(np.asarray(WEIGHT)[:, None], a.shape)
+        close(ours.a[l], np.histogram(a, full, weights=w)[0])
+        full_delta = np.concatenate([[-np.inf], edges / 10, [np.inf]])
+        close(ours.delta[l], np.histogram(d, full_delta, weights=w)[0])
+        assert float(ours.a[l].sum()) == pytest.approx(float(WEIGHT.sum()) * a.shape[1])
+
+
+def test_the_panel_is_what_its_parts_are():
+    params, x, t = problem(NET)
+    optimizer = optax.sgd(0.1)
+    state = jb.init_state(NET, optimizer, jax.random.key(0), params=params)
+    factors = jb.backprop(NET, params, x, t, weight=WEIGHT)
+    _, info = jb.train_step(NET, optimizer, state, x, t, weight=WEIGHT, observe=jb.observe_all(NET))
+    panel, mean = info.observed, jb.mean_gradient(factors)
+    updates = jax.tree.map(lambda g: -0.1 * g, mean)
+    assert_close(panel.cost, info.cost)
+    close(panel.norms, np.sqrt(jb.squared_norms(factors)))
+    for ours, theirs in zip(panel.noise, jb.noise_scale(factors), strict=True):
+        close(ours, theirs, 1e-5)
+    tests = (jb.norm_test, jb.inner_product_test, jb.orthogonality_test)
+    for ours, test in zip(panel[3:6], tests, strict=True):
+        close(ours, test(factors), 1e-5)
+    by_layer = [np.concatenate([np.ravel(layer.w), layer.b]) for layer in mean]
+    close(panel.gradient_norm, np.array([np.linalg.norm(v) for v in by_layer]))
+    close(panel.variance.sum(), panel.noise.trace, 1e-5)
+    assert_close(panel.delta, jb.delta_norms(factors))
+    assert_close(panel.units, jb.units(NET, factors))
+    close(panel.update_ratio, jb.update_ratio(params, updates))
+
+
+def test_every_quantity_is_observed_in_a_compiled_epoch_with_one_trace():
+    traces = []
+
+    def f(z):
+        traces.append(z.shape)
+        return jnp.tanh(z)
+
+    net = jb.Network(
+        (4, 5, 3), jb.Activation("counted", f, jb.tanh.df), jb.softmax, jb.cross_entropy
+    )
+    params, x, t = problem(net, batch=8)
+
+    def everything(factors, state, updates):
+        return (
+            jb.observe_all(net)(factors, state, updates),
+            jb.second_moment(factors), jb.variance(factors), jb.signal_to_noise(factors),
+            jb.gram(factors), jb.kronecker_factors(factors), jb.takeuchi(factors),
+            jb.inner_products(factors, updates), jb.grand(factors), jb.el2n(factors),
+            jb.group_squared_norms(factors, jnp.zeros(4, int), 2),
+            jb.histograms(factors, [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0]),
+        )  # fmt: skip
+
+    optimizer = optax.sgd(0.1)
+    state = jb.init_state(net, optimizer, jax.random.key(0), params=params)
+    for _ in range(3):
+        state, info = jb.train_epoch(net, optimizer, state, x, t, batch_size=4, observe=everything)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(info.observed))
+    assert len(traces) == 1
+
+
+def test_a_network_without_hidden_layers_has_a_panel_too():
+    net = jb.Network((4, 3))
+    params, x, t = problem(net)
+    state = jb.init_state(net, optax.sgd(0.1), jax.random.key(0), params=params)
+    _, info = jb.train_step(net, optax.sgd(0.1), state, x, t, observe=jb.observe_all(net))
+    assert info.observed.units.dead.shape == (0,)
