@@ -9,6 +9,12 @@ help: ## list the targets
 digits: $(STAMP) ## learn handwritten digits, and draw what happened (runs/digits/)
 	$(RUN) -m experiments.digits
 
+private: $(STAMP) ## learn them privately, and draw what privacy costs (runs/private/)
+	$(RUN) -m experiments.private
+
+panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
+	$(RUN) -m experiments.panel
+
 seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
 	$(RUN) -m experiments.common.seeds
 
@@ -63,7 +69,7 @@ clean: ## remove environments, builds and caches
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[experiments,dev]'
+	$(RUN) -m pip install --quiet --editable '.[experiments,privacy,dev]'
 	@touch $@
 
 # The peers are large: only a benchmark installs them.
@@ -71,4 +77,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --editable '.[experiments,benchmark]'
 	@touch $@
 
-.PHONY: help digits seeds benchmark test test-newest test-there test-wheel experiments picture lint format types clean
+.PHONY: help digits private panel seeds benchmark test test-newest test-there test-wheel experiments picture lint format types clean

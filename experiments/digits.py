@@ -4,11 +4,8 @@ Before it trains, the gradient is compared with `jax.grad` on a batch. What come
 a folder with config.json, metrics.jsonl, params.npz and three figures.
 """
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,24 +119,7 @@ def difference_from_autodiff(net: jb.Network, params: jb.Params, x: Any, t: Any)
 
 def delta_norms(factors: jb.Factors, state: jb.TrainState, updates: Any) -> Any:
     """Mean ‖δ^l‖ of every layer, (L,): computed at every step inside the compiled epoch."""
-    share = factors.weight / jnp.sum(factors.weight)
-    return jnp.stack([share @ jnp.sqrt(jnp.sum(d**2, axis=1)) for d in factors.delta])
-
-
-@contextmanager
-def stop_between_epochs() -> Iterator[list[int]]:
-    """Ctrl-C fills the list that is yielded; a second Ctrl-C stops at once."""
-    asked: list[int] = []
-
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return jb.delta_norms(factors).mean
 
 
 def progress_bar(console: Console) -> Progress:
@@ -197,7 +177,7 @@ def main(options: Options) -> int:
     except (ValueError, OSError) as error:
         console.print(str(error), style="red", soft_wrap=True)
         return 2
-    with stop_between_epochs() as asked:
+    with run.stop_between_epochs() as asked:
         return train(job, folder, asked)
 
 

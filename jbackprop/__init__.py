@@ -65,6 +65,7 @@ from jbackprop.groups import group_clip, group_gradients, group_squared_norms
 from jbackprop.kernel import empirical_ntk
 from jbackprop.metrics import Metrics, evaluate
 from jbackprop.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.plots import plot_panel
 from jbackprop.scores import el2n, grand, influence
 from jbackprop.shuffle import shuffled
 from jbackprop.statistics import (
@@ -148,6 +149,7 @@ __all__ = [
     "normalize",
     "observe_all",
     "orthogonality_test",
+    "plot_panel",
     "predict",
     "propagate",
     "relu",

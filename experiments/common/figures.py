@@ -10,6 +10,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from jbackprop.plots import plot_panel
+
 INK, SOFT = "#1f2933", "#9aa5b1"
 BLUE, ORANGE = "#2b6cb0", "#dd6b20"
 mpl.rcParams |= {
@@ -95,5 +97,53 @@ def hardest(
         color = BLUE if t == y else ORANGE
         axes.set_title(f"a {t}; said {y} ({p})", loc="center", fontsize=9, color=color)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def privacy(path: Path, curves: dict[float, list[dict[str, Any]]], delta: float) -> None:
+    """Test accuracy against ε, an epoch a point, a line for every σ; without noise a level."""
+    figure, axes = plt.subplots(figsize=(9, 4.2), layout="constrained")
+    noisy = [sigma for sigma in sorted(curves) if sigma > 0 and curves[sigma]]
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, max(1, len(noisy))))
+    for sigma, color in zip(noisy, colors, strict=False):
+        spent, right = ([row[key] for row in curves[sigma]] for key in ("epsilon", "test"))
+        axes.plot(spent, np.multiply(right, 100), "o-", color=color, markersize=3.5)
+        axes.annotate(
+            f"σ = {sigma:g}", (spent[-1], 100 * right[-1]), (6, 0), textcoords="offset points",
+            va="center", color=color,
+        )  # fmt: skip
+    for sigma in set(curves) - set(noisy):
+        best = 100 * curves[sigma][-1]["test"]
+        axes.axhline(best, color=ORANGE, linestyle="--", linewidth=1.2)
+        axes.annotate(
+            "clipped, without noise: no privacy", (0.01, best), (0, -12),
+            xycoords=("axes fraction", "data"), textcoords="offset points", color=ORANGE,
+        )  # fmt: skip
+    axes.set(
+        title="What privacy costs: a point an epoch, up and to the left is better",
+        xlabel=f"ε spent, at δ = {delta:g}", ylabel="test accuracy (%)", xscale="log",
+    )  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.1)
+    axes.grid()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def panel(path: Path, panel: Any, images: np.ndarray, titles: Sequence[str]) -> None:
+    """The panel of a run, and under it the examples that were hardest, as images."""
+    figure = plt.figure(figsize=(12, 11), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[4.6, 1])
+    above, below = parts
+    plot_panel(panel, figure=above)
+    below.suptitle(
+        "The training digits of the highest cost, over all of training", x=0.01, ha="left", size=10
+    )
+    row: Any = below.subplots(1, len(images))
+    for axes, image, title in zip(row, images, titles, strict=True):
+        axes.imshow(image)
+        axes.set_axis_off()
+        axes.set_title(title, loc="center", fontsize=8)
     figure.savefig(path)
     plt.close(figure)

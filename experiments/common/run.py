@@ -3,7 +3,10 @@
 import json
 import math
 import platform
+import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version
@@ -69,9 +72,25 @@ def _strict(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def save_params(folder: Path, params: jb.Params) -> None:
-    """params.npz with arrays w1, b1 … wL, bL."""
+def save_params(folder: Path, params: jb.Params, name: str = "params") -> None:
+    """NAME.npz with arrays w1, b1 … wL, bL."""
     arrays = {}
     for l, (w, b) in enumerate(params, start=1):
         arrays |= {f"w{l}": np.asarray(w), f"b{l}": np.asarray(b)}
-    np.savez(folder / "params.npz", **arrays)
+    np.savez(folder / f"{name}.npz", **arrays)
+
+
+@contextmanager
+def stop_between_epochs() -> Iterator[list[int]]:
+    """Ctrl-C fills the list that is yielded; a second Ctrl-C stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
