@@ -74,7 +74,8 @@ $(STAMP): pyproject.toml
 
 # The peers are large: only a benchmark installs them.
 $(VENV)/.benchmark: $(STAMP)
-	$(RUN) -m pip install --quiet --editable '.[experiments,benchmark]'
+	$(RUN) -m pip install --quiet --editable '.[experiments,privacy,benchmark]'
+	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
 .PHONY: help digits private panel seeds benchmark test test-newest test-there test-wheel experiments picture lint format types clean

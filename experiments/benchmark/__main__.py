@@ -18,13 +18,13 @@ import numpy as np
 import tyro
 
 import jbackprop as jb
-from experiments.benchmark import draw, goals, growth, machine, many, pieces, report
+from experiments.benchmark import draw, examples, goals, growth, machine, many, pieces, report
 from experiments.benchmark.compare import GradientsDiffer, compare, shuffled
 from experiments.benchmark.timing import ratio
 from experiments.benchmark.work import QUICK, WIDE, WORK
 
 HERE = Path(__file__).parent
-PACKAGES = ["jax", "numpy", "optax", "scikit-learn", "torch", "equinox", "flax"]
+PACKAGES = ["jax", "numpy", "optax", "scikit-learn", "torch", "equinox", "flax", "opacus"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ def measure(options: Options, say: Any) -> dict[str, Any]:
 
     say("shuffle")
     results["shuffle"] = {name: shuffled(works[name], rounds) for name in ("S", "M")}
+    results["examples"] = {}
+    for name in [name for name in works if name in ("M" if quick else "SMWL")]:
+        say(f"per-example quantities: {name}")
+        results["examples"][name] = examples.quantities(works[name], max(2, rounds // 3), say)
     say("one product at a time")
     results["pieces"] = {
         name: pieces.pieces(works[name], max(2, rounds // 3)) for name in works if name in "MWL"

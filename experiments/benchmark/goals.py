@@ -64,10 +64,66 @@ def _table() -> list[Goal]:
     return goals
 
 
+def _example(work: str, name: str) -> Callable[[dict[str, Any]], float]:
+    return lambda r: r["examples"][work]["ours"][name]["over_gradient"]["median"]
+
+
+def _memory(work: str) -> Callable[[dict[str, Any]], float]:
+    """Temporaries of the clipped mean over what it may take."""
+
+    def figure(results: dict[str, Any]) -> float:
+        table = results["examples"][work]
+        plain, clipped = (
+            table["ours"][name]["temporary_bytes"] for name in ("gradient", "clipped mean")
+        )
+        return clipped / (1.1 * plain + table["factors_bytes"])
+
+    return figure
+
+
+def _peer(work: str, *starts: str) -> Callable[[dict[str, Any]], float]:
+    """How many times slower than ours the fastest of these peers is."""
+
+    def figure(results: dict[str, Any]) -> float:
+        peers = results["examples"][work]["peers"].items()
+        found = [p["over_ours"]["median"] for name, p in peers if name.startswith(starts)]
+        if not found:
+            raise KeyError(starts)
+        return min(found)
+
+    return figure
+
+
+def _examples() -> list[Goal]:
+    goals = []
+    bounds = {
+        "factors as well": (1.05,) * 3,
+        "norms, noise scale, norm test": (1.05,) * 3,
+        "norms alone": (0.75,) * 3,
+        "clipped mean": (1.03,) * 3,
+        "second moment": (1.50, 1.45, 1.45),
+        "variance": (1.50, 1.45, 1.45),
+        "inner-product and orthogonality tests": (1.40,) * 3,
+        "Gram matrix": (1.35,) * 3,
+        "Kronecker factors": (2.3,) * 3,
+        "the whole panel": (1.8,) * 3,
+    }
+    for name, of in bounds.items():
+        for work, bound in zip("MWL", of, strict=True):
+            goals.append(Goal(f"{name} / gradient", work, bound, True, _example(work, name)))
+    for work in "MWL":
+        goals.append(Goal("clipped mean: temporaries / allowed", work, 1, True, _memory(work)))
+    goals.append(Goal("best vmap(grad) / clipped mean", "M", 20, False, _peer("M", "vmap")))
+    for work, bound in (("M", 2.5), ("S", 10)):
+        for peer in ("BackPACK", "Opacus"):
+            goals.append(Goal(f"{peer} / ours", work, bound, False, _peer(work, peer)))
+    return goals
+
+
 def judged(results: dict[str, Any]) -> list[dict[str, Any]]:
     """Every goal that this run has a figure for."""
     rows = []
-    for goal in _table():
+    for goal in [*_table(), *_examples()]:
         try:
             figure = goal.figure(results)
         except KeyError:

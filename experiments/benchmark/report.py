@@ -113,6 +113,35 @@ def others(results: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def quantities(results: dict[str, Any]) -> str:
+    """Per-example quantities: in multiples of the plain gradient, and beside peers."""
+    tables = results.get("examples", {})
+    if not tables:
+        return ""
+    first = next(iter(tables.values()))
+    rows = [
+        [name, *(f"{t['ours'][name]['over_gradient']['median']:.2f}" for t in tables.values()),
+         *(_mebibytes(t["ours"][name]["temporary_bytes"]) for t in tables.values())]
+        for name in first["ours"]
+    ]  # fmt: skip
+    head = ["time / that of the gradient, at", *tables, *(f"{name}: MiB" for name in tables)]
+    parts = [_table(head, rows)]
+    peers = dict.fromkeys(name for t in tables.values() for name in t["peers"])
+    rows = []
+    for name in peers:
+        found = [t["peers"].get(name) for t in tables.values()]
+        of = next(p["quantity"] for p in found if p)
+        times = [f"{p['over_ours']['median']:.2f}" if p else "" for p in found]
+        rows.append([name, of, *times, *(_mebibytes(p and p["temporary_bytes"]) for p in found)])
+    head = ["time / ours of the same quantity, at", "", *tables]
+    parts.append(_table([*head, *(f"{name}: MiB" for name in tables)], rows))
+    return "\n\n".join(parts)
+
+
+def _mebibytes(count: float | None) -> str:
+    return "" if count is None else f"{count / 2**20:.2f}"
+
+
 def page(results: dict[str, Any]) -> str:
     """The whole Markdown page."""
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
@@ -123,6 +152,8 @@ def page(results: dict[str, Any]) -> str:
         "Compile time is kept apart.\n\n"
         f"## Goals\n\n{goals(results)}\n\n## Steps\n\n{steps(results)}\n\n"
         f"![What a step takes beside peers]({results['machine']}-peers.png)\n\n"
+        "## Per-example quantities\n\nMiB are temporaries of the compiled program, where known."
+        f"\n\n{quantities(results)}\n\n"
         f"## Shuffle, many networks, growth\n\n{others(results)}\n\n"
         f"![Growth]({results['machine']}-growth.png)\n"
     )
@@ -149,9 +180,40 @@ def summary(results: dict[str, Any]) -> str:
         f"{name}: {_sizes(t['work']['sizes'])}, batch {t['work']['batch']}"
         for name, t in tables.items()
     ]
-    return (
+    return capabilities(results) + (
         f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of "
         f"each peer; {results['date']}):\n\n" + _table(["", *heads], rows)
+    )
+
+
+# What the README calls the quantities, and the functions that give them.
+CALLED = {
+    "factors as well": "`backprop`: every δ and a, kept",
+    "norms alone": "`squared_norms`, `layer_squared_norms`, `grand`, with no gradient formed",
+    "clipped mean": "`clipped_mean`, `clip`, `clip_layers`, `normalize`, `scale`",
+    "norms, noise scale, norm test": "`squared_norms`, `noise_scale` and `norm_test`",
+    "inner-product and orthogonality tests": "`inner_product_test`, `orthogonality_test`",
+    "Gram matrix": "`gram`; `group_squared_norms`, `group_clip` by it",
+    "second moment": "`second_moment`, `takeuchi`",
+    "variance": "`variance`, `signal_to_noise`",
+    "Kronecker factors": "`kronecker_factors`",
+    "the whole panel": "`observe_all`: all the usual ones",
+}
+
+
+def capabilities(results: dict[str, Any]) -> str:
+    """What each quantity costs, in multiples of the plain gradient of the same batch."""
+    tables = {name: t for name, t in results.get("examples", {}).items() if name in "MWL"}
+    if not tables:
+        return ""
+    rows = [
+        [called, *(f"{t['ours'][name]['over_gradient']['median']:.2f}" for t in tables.values())]
+        for name, called in CALLED.items()
+    ]
+    return (
+        f"Time of the gradient and these beside it, in gradients, on {results['machine']}:\n\n"
+        + _table(["", *(f"at {name}" for name in tables)], rows)
+        + "\n\n"
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import jbackprop as jb
 from experiments.benchmark import __main__ as benchmark
-from experiments.benchmark import compare, goals, report, timing
+from experiments.benchmark import compare, examples, goals, report, timing
 from experiments.benchmark.work import QUICK, WORK, problem
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ def test_the_whole_command_at_toy_size(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "an old table" not in text
+    assert "`clipped_mean`" in text
     assert re.search(r"\| jbackprop \| [\d.,]+ \| [\d.,]+ \|", text)
 
 
@@ -103,6 +104,18 @@ def test_a_peer_with_another_gradient_stops_the_run_and_nothing_is_written(
     expected = f"NumPy, by hand at S: its gradient differs from ours by {by} of its largest entry"
     assert expected in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_peer_with_another_quantity_stops_the_run():
+    peer = examples.Peer("liar", "norms", lambda: [np.array([1.0, 2.0])], lambda: None)
+    examples._check(QUICK["S"], peer, [np.array([1.0, 2.0])])
+    for wrong in ([1.0, 2.001], [1.0, np.nan]):
+        with pytest.raises(compare.GradientsDiffer, match="liar at S: its norms differs from ours"):
+            examples._check(
+                QUICK["S"],
+                peer._replace(result=lambda w=wrong: [np.array(w)]),
+                [np.array([1.0, 2.0])],
+            )
 
 
 def test_a_readme_without_marks_is_refused_before_anything_is_measured(

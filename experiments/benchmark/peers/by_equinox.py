@@ -13,11 +13,8 @@ from experiments.benchmark.peers import Candidate, Params
 from experiments.benchmark.work import Problem, Work
 
 
-def candidates(
-    work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
-) -> list[Candidate]:
-    """One jitted step at a time, its arguments donated."""
-    f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[hidden.name]
+def sequential(work: Work, problem: Problem, f: Any) -> Any:
+    """The network of the work, its last layer's outputs logits."""
     layers: list[Any] = []
     for (w, b), n_in, n_out in zip(problem.params, work.sizes, work.sizes[1:], strict=False):
         linear = eqx.nn.Linear(n_in, n_out, key=jax.random.key(0))
@@ -26,7 +23,15 @@ def candidates(
             eqx.tree_at(where, linear, (jnp.array(w), jnp.array(b))),
             eqx.nn.Lambda(f),
         ]
-    model = eqx.nn.Sequential(layers[:-1])
+    return eqx.nn.Sequential(layers[:-1])
+
+
+def candidates(
+    work: Work, problem: Problem, hidden: jb.Activation, optimizer: optax.GradientTransformation
+) -> list[Candidate]:
+    """One jitted step at a time, its arguments donated."""
+    f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[hidden.name]
+    model = sequential(work, problem, f)
 
     def cost(model: Any, x: Any, labels: Any) -> Any:
         logits = jax.vmap(model)(x)

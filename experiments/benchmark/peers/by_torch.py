@@ -21,18 +21,29 @@ def candidates(
     return [_candidate(work, problem, hidden, compiled) for compiled in (False, True)]
 
 
+def sequential(work: Work, problem: Problem, act: Any, tensor: Any = torch.tensor) -> Any:
+    """The network of the work, its last layer's outputs logits."""
+    layers: list[torch.nn.Module] = []
+    for (w, b), n_in, n_out in zip(problem.params, work.sizes, work.sizes[1:], strict=False):
+        linear = torch.nn.Linear(n_in, n_out)
+        linear.weight.data, linear.bias.data = tensor(w), tensor(b)
+        layers += [linear, act()]
+    return torch.nn.Sequential(*layers[:-1])
+
+
+def pairs(leaves: Any) -> Params:
+    """[(w, b), …] in NumPy from a list w, b, w, b, …"""
+    arrays = [leaf.detach().float().cpu().numpy() for leaf in leaves if leaf is not None]
+    return list(zip(arrays[::2], arrays[1::2], strict=True))
+
+
 def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bool) -> Candidate:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, problem.x.dtype.name)
     # by way of float32, since PyTorch does not read NumPy's bfloat16
     tensor = lambda array: torch.tensor(np.asarray(array, np.float32), dtype=dtype, device=device)
     act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[hidden.name]
-    layers: list[torch.nn.Module] = []
-    for (w, b), n_in, n_out in zip(problem.params, work.sizes, work.sizes[1:], strict=False):
-        linear = torch.nn.Linear(n_in, n_out)
-        linear.weight.data, linear.bias.data = tensor(w), tensor(b)
-        layers += [linear, act()]
-    model = torch.nn.Sequential(*layers[:-1]).to(device)
+    model = sequential(work, problem, act, tensor).to(device)
     sgd = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     x = tensor(problem.x)
     labels = torch.tensor(problem.labels, device=device).long()
@@ -47,8 +58,7 @@ def _candidate(work: Work, problem: Problem, hidden: jb.Activation, compiled: bo
         set_precision("highest")
         sgd.zero_grad()
         forward(*batches[0]).backward()
-        grads = [p.grad.float().cpu().numpy() for p in model.parameters() if p.grad is not None]
-        return list(zip(grads[::2], grads[1::2], strict=True))
+        return pairs([p.grad for p in model.parameters()])
 
     def run() -> Any:
         set_precision("high")  # what JAX's default is
