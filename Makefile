@@ -1,4 +1,5 @@
 PYTHON ?= python3
+SHELL := bash
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -43,13 +44,15 @@ experiments: $(STAMP) ## run every experiment for a few steps
 	name=$$(basename $${file%/__main__.py} .py); echo "experiment: $$name"; \
 	$(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
 
-benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about ten minutes)
+benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about twenty minutes)
 	$(RUN) -m experiments.benchmark --readme README.md
 
 picture: $(STAMP) ## draw the README's pictures anew
 	rm -rf build/picture
 	$(RUN) -m experiments.digits --out build/picture
-	cp build/picture/*/hardest.png build/picture/*/deltas.png docs/
+	$(RUN) -m experiments.private --out build/picture
+	$(RUN) -m experiments.panel --out build/picture
+	cp build/picture/*/{hardest,deltas,privacy,panel}.png docs/
 
 lint: $(STAMP) ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -184,12 +184,9 @@ def kappa_and_spread(factors: Factors, squared_mean: Array) -> tuple[Array, Arra
     weight = factors.weight
     kappa = jnp.sum(weight**2) * over_total(weight) ** 2
     s = weighted_mean(squared_norms(factors), weight)
-    return kappa, (s - squared_mean) / jnp.where(alone(weight), jnp.nan, 1 - kappa)
-
-
-def alone(weight: Float[Array, " B"]) -> Array:
-    """Whether one example holds all the weight, so that nothing is known of a spread."""
-    return jnp.sum(weight > 0) == 1
+    # one example that holds all the weight says nothing of a spread; κ may round to just below 1
+    alone = (jnp.sum(weight > 0) == 1) | (kappa >= 1)
+    return kappa, (s - squared_mean) / jnp.where(alone, jnp.nan, 1 - kappa)
 
 
 def kronecker_factors(factors: Factors) -> tuple[tuple[Array, Array], ...]:

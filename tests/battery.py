@@ -94,3 +94,50 @@ def an_epoch_is_its_steps(jb, optimizer):
         _, gradient = jb.value_and_grad(net, params, x0[at], t0[at])
         params = jb.sgd_step(params, gradient, 0.01)
     assert_close(tuple(state.params), tuple(params))
+
+
+def quantities_are_those_of_all_gradients(jb, net):
+    """Norms, moments, products and what is made of them, against all gradients written out."""
+    params, x, t = problem(net)
+    weight = jnp.array([1.0, 0, 2, 1, 0.5, 3])
+    factors = jb.backprop(net, params, x, t, weight=weight)
+
+    def rows(gradients, n=6):
+        leaves = jax.tree.leaves(gradients)
+        return jnp.concatenate([leaf.reshape(n, -1) for leaf in leaves], axis=1)
+
+    vector = lambda gradient: rows(gradient, 1)[0]
+    g, p = rows(jb.example_gradients(factors)), weight / jnp.sum(weight)
+    mean, kappa = p @ g, jnp.sum(p**2)
+    square, norm = jnp.sum(g**2, 1), jnp.sqrt(jnp.sum(g**2, 1))
+    m = mean @ mean
+    trace = (p @ square - m) / (1 - kappa)
+
+    assert_close(jb.squared_norms(factors), square)
+    assert_close(jb.gram(factors), g @ g.T)
+    assert_close(jb.inner_products(factors, params), g @ vector(params))
+    assert_close(vector(jb.second_moment(factors)), p @ g**2)
+    assert_close(vector(jb.variance(factors)), p @ (g - mean[None]) ** 2)
+    assert_close(jb.noise_scale(factors).trace, trace)
+    assert_close(jb.noise_scale(factors).squared_gradient, m - kappa * trace)
+    assert_close(jb.norm_test(factors), kappa * trace / m)
+    along = p @ (g @ mean - m) ** 2
+    assert_close(jb.inner_product_test(factors), kappa / (1 - kappa) * along / m**2)
+    for a_a, a in zip(jb.kronecker_factors(factors), factors.tape.a[:-1], strict=True):
+        one = jnp.concatenate([a, jnp.ones((6, 1))], 1)
+        assert_close(a_a[0], (p[:, None] * one).T @ one)
+
+    limit = float(jnp.median(norm))
+    clipped = jnp.minimum(1, limit / jnp.where(norm == 0, 1, norm))[:, None] * g
+    assert_close(rows(jb.example_gradients(jb.clip(factors, limit))), clipped)
+    shrunk = g / (norm + 0.01)[:, None]
+    assert_close(rows(jb.example_gradients(jb.normalize(factors))), shrunk)
+
+    groups = jnp.array([0, 1, 0, 1, 1, 0])
+    sums = jnp.stack([jnp.where(groups == u, weight, 0) @ g for u in range(2)])
+    assert_close(rows(jb.group_gradients(factors, groups, 2), 2), sums)
+    assert_close(jb.group_squared_norms(factors, groups, 2), jnp.sum(sums**2, 1))
+
+    scores = jb.influence(net, params, x, t, x, t, block_size=4)
+    plain = rows(jb.example_gradients(jb.backprop(net, params, x, t)))
+    assert_close(scores, plain @ jnp.mean(plain, 0))

@@ -3,6 +3,8 @@
 The quantities of the package are compared with plain reductions of this matrix, in NumPy.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,3 +75,13 @@ def close(ours, theirs, tolerance=2e-6):
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     assert ours.shape == theirs.shape
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(initial=0))
+
+
+@functools.cache
+def case(net, weight):
+    """The case of two names, made once: a gradient of float64 takes longer than what uses it."""
+    weight = WEIGHTS[weight]
+    return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
+
+
+CASES = [(net, weight) for net in NETS for weight in WEIGHTS]

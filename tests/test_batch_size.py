@@ -2,20 +2,19 @@
 
 import jax
 import jax.numpy as jnp
+import materialised
 import numpy as np
 import pytest
 from helpers import problem
-from materialised import NETS, WEIGHTS, Case, close
+from materialised import CASES, NETS, Case, close
 
 import jbackprop as jb
 from jbackprop.batch_size import products_with_mean
 
 
-@pytest.fixture(params=[(n, w) for n in NETS for w in WEIGHTS], ids="-".join)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request):
-    net, weight = request.param
-    weight = WEIGHTS[weight]
-    return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
+    return materialised.case(*request.param)
 
 
 def test_the_three_tests(case):

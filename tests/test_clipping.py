@@ -4,24 +4,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import materialised
 import numpy as np
 import optax
 import pytest
 from helpers import assert_close, problem, temporaries
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from materialised import NETS, WEIGHTS, Case, close
+from materialised import CASES, NETS, close
 
 import jbackprop as jb
 
 NET = NETS["softmax"]
 
 
-@pytest.fixture(params=[(n, w) for n in NETS for w in WEIGHTS], ids="-".join)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request):
-    net, weight = request.param
-    weight = WEIGHTS[weight]
-    return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
+    return materialised.case(*request.param)
 
 
 def shrunk(norms, limit):

@@ -60,6 +60,24 @@ MUTANTS = {
         "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
     "a label out of range is silent": (
         "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),
+    # the examples' gradients
+    "b forgotten in norms": (
+        "statistics", "* (1 + jnp.sum(square(a), -1))", "* jnp.sum(square(a), -1)"),
+    "b forgotten in products": (
+        "statistics", "* (1 + _products(a, a2, total.dtype))", "* _products(a, a2, total.dtype)"),
+    "a not squared": ("statistics", "(square(delta), square(a))", "(square(delta), a)"),
+    "1/n for κ": (
+        "statistics", "jnp.sum(weight**2) * over_total(weight) ** 2", "1 / jnp.sum(weight > 0)"),
+    "the mean's square not taken off": ("statistics", "moment - square(mean)", "moment"),
+    "weights not in A": ("statistics", "share[:, None] * wide(v)", "wide(v)"),
+    "clipped by the square": (
+        "clipping", "jnp.where(inside, 1, norm))", "jnp.where(inside, 1, squared))"),
+    "small gradients clipped too": ("clipping", "inside = norm <= max_norm", "inside = norm < 0"),
+    "γ forgotten": ("clipping", "factors)) + gamma", "factors)) + 0 * gamma"),
+    "one weight for two": ("groups", "(weight[:, None] * weight[None, :])", "weight[:, None]"),
+    "groups mixed": ("groups", "together = groups[:, None] == groups[None, :]", "together = True"),
+    "not centred": ("batch_size", "(products - squared_mean) ** 2", "products ** 2"),
+    "parameters for the test gradient": ("scores", "*rows), direction)", "*rows), layers)"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
@@ -93,6 +111,11 @@ def _battery(jb):
     battery.an_epoch_is_its_steps(jb, optax.sgd(0.01))
 
 
+def _quantities(jb):
+    net = jb.Network((3, 4, 3))  # whose gradients differ much, so that no spread cancels
+    battery.quantities_are_those_of_all_gradients(jb, net)
+
+
 @pytest.fixture
 def _quiet():
     """Products with NaN are what some mutants are about."""
@@ -105,7 +128,9 @@ def _quiet():
 @pytest.mark.usefixtures("_quiet")
 def test_the_package_itself_survives(monkeypatch, tmp_path):
     text = "z = w @ a + b"
-    _battery(_mutant(monkeypatch, tmp_path, "mutant_none", "network", text, text))
+    same = _mutant(monkeypatch, tmp_path, "mutant_none", "network", text, text)
+    _battery(same)
+    _quantities(same)
 
 
 @pytest.mark.usefixtures("_quiet")
@@ -113,5 +138,6 @@ def test_the_package_itself_survives(monkeypatch, tmp_path):
 def test_the_battery_kills(fault, monkeypatch, tmp_path):
     name = f"mutant_{list(MUTANTS).index(fault)}"
     mutant = _mutant(monkeypatch, tmp_path, name, *MUTANTS[fault])
+    above = MUTANTS[fault][0] in ("statistics", "clipping", "groups", "batch_size", "scores")
     with pytest.raises(AssertionError):
-        _battery(mutant)
+        (_quantities if above else _battery)(mutant)

@@ -2,19 +2,18 @@
 
 import jax
 import jax.numpy as jnp
+import materialised
 import numpy as np
 import pytest
 from helpers import problem, temporaries
-from materialised import NETS, WEIGHTS, Case, close
+from materialised import CASES, NETS, Case, close
 
 import jbackprop as jb
 
 
-@pytest.fixture(params=[(n, w) for n in NETS for w in WEIGHTS], ids="-".join)
+@pytest.fixture(params=CASES, ids="-".join)
 def case(request):
-    net, weight = request.param
-    weight = WEIGHTS[weight]
-    return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
+    return materialised.case(*request.param)
 
 
 def test_norms(case):
