@@ -69,5 +69,9 @@ def _line(axes: Any, sizes: Any, values: Any, color: str, label: str | None = No
     axes.set(xscale="log", yscale="log")
     axes.set_xticks([sizes[0], sizes[-1]], [f"{n:,}" for n in (sizes[0], sizes[-1])])
     axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    if high < 30 * low:  # there may be no power of ten between them
+        ends = (np.min(values), np.max(values))
+        axes.set_yticks(ends, [f"{end:.3g}" if end < 1000 else f"{end:,.0f}" for end in ends])
     axes.minorticks_off()
     axes.grid(axis="y")
