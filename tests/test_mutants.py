@@ -62,7 +62,7 @@ MUTANTS = {
         "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),
     # the examples' gradients
     "b forgotten in norms": (
-        "statistics", "* (1 + jnp.sum(square(a), -1))", "* jnp.sum(square(a), -1)"),
+        "statistics", "* (1 + squared_rows(a))", "* squared_rows(a)"),
     "b forgotten in products": (
         "statistics", "* (1 + _products(a, a2, total.dtype))", "* _products(a, a2, total.dtype)"),
     "a not squared": ("statistics", "(square(delta), square(a))", "(square(delta), a)"),
