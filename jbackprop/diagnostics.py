@@ -18,8 +18,8 @@ from jbackprop.statistics import (
     NoiseScale,
     layer_squared_norms,
     noise_scale,
-    square,
     squared_norm,
+    squared_rows,
     wide,
 )
 
@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 def delta_norms(factors: Factors) -> Spread:
     """Mean and spread of ‖δ_i^l‖ over the batch, of every layer, (L,)."""
-    norms = jnp.stack([jnp.sqrt(jnp.sum(square(d), -1)) for d in factors.delta], axis=-1)
+    norms = jnp.stack([jnp.sqrt(squared_rows(d)) for d in factors.delta], axis=-1)
     share = (factors.weight * over_total(factors.weight))[:, None]
     mean = jnp.sum(share * norms, axis=0)
     return Spread(mean, jnp.sqrt(jnp.sum(share * (norms - mean[None]) ** 2, axis=0)))

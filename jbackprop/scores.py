@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from jbackprop.checks import as_input, as_real, as_target, check_size
 from jbackprop.factors import Factors, backprop, mean_gradient
 from jbackprop.network import Network, as_layers
-from jbackprop.statistics import inner_products, square, squared_norms
+from jbackprop.statistics import inner_products, squared_norms, squared_rows
 
 
 def grand(factors: Factors) -> Float[Array, " B"]:
@@ -26,7 +26,7 @@ def el2n(factors: Factors) -> Float[Array, " B"]:
 
     0 in rows of weight 0. Paul et al., 2021, arXiv:2107.07075.
     """
-    return jnp.sqrt(jnp.sum(square(factors.tape.a[-1] - factors.t), axis=-1))
+    return jnp.sqrt(squared_rows(factors.tape.a[-1] - factors.t))
 
 
 def influence(
