@@ -1,6 +1,6 @@
 """Backpropagation by hand, in JAX: a δ recursion that keeps what `jax.grad` throws away."""
 
-from jbackprop.activations import (
+from jbackprop.core.activations import (
     Activation,
     celu,
     elu,
@@ -23,18 +23,9 @@ from jbackprop.activations import (
     squareplus,
     tanh,
 )
-from jbackprop.backward import Rule, Signal, backpropagation, backward, gradients, propagate
-from jbackprop.batch import mean_cost
-from jbackprop.batch_size import (
-    inner_product_test,
-    norm_test,
-    orthogonality_test,
-    signal_to_noise,
-    takeuchi,
-)
-from jbackprop.checks import check_batch
-from jbackprop.clipping import clip, clip_layers, clipped_mean, normalize, scale
-from jbackprop.costs import (
+from jbackprop.core.backward import Rule, Signal, backpropagation, backward, gradients, propagate
+from jbackprop.core.batch import mean_cost
+from jbackprop.core.costs import (
     Cost,
     binary_cross_entropy,
     cross_entropy,
@@ -42,7 +33,26 @@ from jbackprop.costs import (
     log_cosh,
     squared_error,
 )
-from jbackprop.diagnostics import (
+from jbackprop.core.factors import (
+    Factors,
+    backprop,
+    example_gradients,
+    mean_gradient,
+    sum_gradient,
+    value_and_grad,
+)
+from jbackprop.core.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.core.values import check_batch
+from jbackprop.plots import plot_panel
+from jbackprop.quantities.batch_size import (
+    inner_product_test,
+    norm_test,
+    orthogonality_test,
+    signal_to_noise,
+    takeuchi,
+)
+from jbackprop.quantities.clipping import clip, clip_layers, clipped_mean, normalize, scale
+from jbackprop.quantities.diagnostics import (
     Histograms,
     Panel,
     Spread,
@@ -53,22 +63,10 @@ from jbackprop.diagnostics import (
     units,
     update_ratio,
 )
-from jbackprop.factors import (
-    Factors,
-    backprop,
-    example_gradients,
-    mean_gradient,
-    sum_gradient,
-    value_and_grad,
-)
-from jbackprop.groups import group_clip, group_gradients, group_squared_norms
-from jbackprop.kernel import empirical_ntk
-from jbackprop.metrics import Metrics, evaluate
-from jbackprop.network import Layer, Network, Params, Tape, forward, init, predict
-from jbackprop.plots import plot_panel
-from jbackprop.scores import el2n, grand, influence
-from jbackprop.shuffle import shuffled
-from jbackprop.statistics import (
+from jbackprop.quantities.groups import group_clip, group_gradients, group_squared_norms
+from jbackprop.quantities.kernel import empirical_ntk
+from jbackprop.quantities.scores import el2n, grand, influence
+from jbackprop.quantities.statistics import (
     NoiseScale,
     gram,
     inner_products,
@@ -79,7 +77,9 @@ from jbackprop.statistics import (
     squared_norms,
     variance,
 )
-from jbackprop.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
+from jbackprop.training.metrics import Metrics, evaluate
+from jbackprop.training.shuffle import shuffled
+from jbackprop.training.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
 
 __version__ = "0.1.0"
 

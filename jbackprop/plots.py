@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jbackprop.diagnostics import Panel
+from jbackprop.quantities.diagnostics import Panel
 
 
 def smooth(values: Any, steps: int) -> np.ndarray:

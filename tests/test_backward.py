@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
 
 import jbackprop as jb
-from jbackprop import backward as module
+from jbackprop.core import backward as module
 
 # every activation with two heads, every head with four or five activations
 PAIRS = [(f, HEADS[(i + shift) % len(HEADS)]) for i, f in enumerate(HIDDEN) for shift in (0, 4)]

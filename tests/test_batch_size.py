@@ -9,7 +9,7 @@ from helpers import problem
 from materialised import CASES, NETS, Case, close
 
 import jbackprop as jb
-from jbackprop.batch_size import products_with_mean
+from jbackprop.quantities.batch_size import products_with_mean
 
 
 @pytest.fixture(params=CASES, ids="-".join)

@@ -88,13 +88,14 @@ MUTANTS = {
 
 def _mutant(monkeypatch, folder, name, file, old, new):
     """The package with one change, imported as `name`."""
-    (folder / name).mkdir()
-    for path in PACKAGE.glob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         text = path.read_text().replace("from jbackprop", f"from {name}")
         if path.stem == file:
             assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in {file}.py"
             text = text.replace(old, new)
-        (folder / name / path.name).write_text(text)
+        copy = folder / name / path.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
     monkeypatch.syspath_prepend(folder)
     return importlib.import_module(name)
 

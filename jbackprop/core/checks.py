@@ -1,7 +1,8 @@
 """The border: what users may pass, made into arrays that fit; or an error that names the argument.
 
 Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError`
-there, before anything is computed. Values are not: `check_batch` looks at those, on the host.
+there, before anything is computed. A value is looked at where it is known, and gives NaN where it is
+bad and traced; `values.py` looks at a whole batch.
 """
 
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.costs import Cost, binary_cross_entropy, cross_entropy
+from jbackprop.core.costs import Cost, cross_entropy
 
 
 @runtime_checkable
@@ -156,7 +157,7 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
         )
     if is_concrete(weight):  # looked at on the host, also where a trace is under way around it
         values = np.asarray(weight)
-        _check_rows("weight", "numbers of at least 0", values, values >= 0)
+        check_rows("weight", "numbers of at least 0", values, values >= 0)
     weight = jnp.asarray(weight, dtype)
     return jnp.where(weight >= 0, weight, jnp.nan)
 
@@ -192,68 +193,6 @@ def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
     return feedback or nothing, nothing if key is None else jax.random.split(key, hidden)
 
 
-def as_direction(
-    factors: Any, direction: Any, *, name: str = "direction"
-) -> tuple[tuple[Array, Array], ...]:
-    """(V, v) per layer, shaped as the gradient of these factors, in its dtype."""
-    dtype = factors.delta[0].dtype
-    shapes = [
-        ((d.shape[1], a.shape[1]), (d.shape[1],))
-        for d, a in zip(factors.delta, factors.tape.a[:-1], strict=True)
-    ]
-    try:
-        pairs = tuple((as_real(name, w, dtype), as_real(name, b, dtype)) for w, b in direction)
-        got: Any = [(w.shape, b.shape) for w, b in pairs]
-    except (TypeError, ValueError):
-        pairs, got = (), type(direction).__name__
-    if got != shapes:
-        raise ValueError(
-            f"{name}: expected (w, b) per layer of the gradient's shapes {shapes}, got {got}"
-        )
-    return pairs
-
-
-def check_same_network(factors: Any, other: Any) -> None:
-    """Two batches whose gradients can be multiplied."""
-    one, two = ([a.shape[1] for a in f.tape.a] for f in (factors, other))
-    if one != two:
-        raise ValueError(
-            f"other: expected factors of a network with sizes {tuple(one)}, got {tuple(two)}"
-        )
-
-
-def as_limit(name: str, limit: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A bound on norms: at least 0, or infinite. A bad one raises, or becomes NaN where traced."""
-    limit = as_numbers(name, limit)
-    if limit.shape != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {limit.shape}")
-    if is_concrete(limit):
-        values = np.asarray(limit)
-        if not (values >= 0).all():
-            raise ValueError(f"{name}: expected at least 0, got {values}")
-    limit = jnp.asarray(limit, dtype)
-    return jnp.where(limit >= 0, limit, jnp.nan)
-
-
-def as_groups(factors: Any, groups: Any, num_groups: Any) -> tuple[Array, Array]:
-    """Group ids (B,), int32; and which of the rows that are present have one out of range.
-
-    Such an id raises where ids and weights are concrete."""
-    check_size("num_groups", num_groups)
-    groups = as_numbers("groups", groups)
-    batch = factors.weight.shape
-    if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.shape != batch:
-        raise ValueError(
-            f"groups: expected integers of shape {batch}, got {groups.dtype} {groups.shape}"
-        )
-    if is_concrete(groups) and is_concrete(factors.weight):
-        values = np.asarray(groups)
-        fine = (values >= 0) & (values < num_groups) | (np.asarray(factors.weight) == 0)
-        _check_rows("groups", f"ids from 0 to {num_groups - 1}", values, fine)
-    outside = (groups < 0) | (groups >= num_groups)
-    return jnp.asarray(groups, jnp.int32), jnp.asarray(outside) & (factors.weight != 0)
-
-
 def check_size(name: str, size: Any) -> None:
     """A whole number of at least 1."""
     if not hasattr(size, "__index__") or size < 1:
@@ -269,43 +208,8 @@ def check_key(key: Any) -> None:
         raise ValueError(f"key: expected one key of shape (), got {key.shape}")
 
 
-def check_batch(net: Sized, x: Any, t: Any) -> None:
-    """Looks at the values of a batch, on the host: once, before training.
-
-    Args:
-        net: the network.
-        x: inputs of shape (B, n_0).
-        t: ground truth of shape (B, n_L), or integer labels of shape (B,) for `cross_entropy`.
-
-    Raises:
-        ValueError: naming the first row where x or t is not finite, a label lies outside
-            0 … n_L - 1, or t is no probability: outside [0, 1] for `binary_cross_entropy`,
-            negative for `cross_entropy`. Shapes that do not fit raise as everywhere.
-
-    >>> import jax.numpy as jnp
-    >>> import jbackprop as jb
-    >>> net = jb.Network((2, 3), output=jb.softmax, cost=jb.cross_entropy)
-    >>> jb.check_batch(net, jnp.zeros((2, 2)), jnp.array([0, 3]))
-    Traceback (most recent call last):
-    ValueError: t: expected labels from 0 to 2, got 3 at row 1
-    """
-    widest = jnp.result_type(float)  # 1e39 is infinite once it is a float32
-    with np.errstate(over="ignore"):
-        rows = as_input(net, x, widest, rank=2)
-        vectors = np.asarray(as_target(net, t, widest, lead=rows.shape[:1]))
-    _check_rows("x", "finite numbers", np.asarray(x), np.isfinite(rows))
-    t = np.asarray(t)
-    if t.ndim == 1:
-        n = net.sizes[-1]
-        return _check_rows("t", f"labels from 0 to {n - 1}", t, (t >= 0) & (t < n))
-    _check_rows("t", "finite numbers", t, np.isfinite(vectors))
-    if net.cost == binary_cross_entropy:
-        _check_rows("t", "numbers from 0 to 1", t, (t >= 0) & (t <= 1))
-    if net.cost == cross_entropy:
-        _check_rows("t", "numbers of at least 0", t, t >= 0)
-
-
-def _check_rows(name: str, expected: str, values: np.ndarray, good: Any) -> None:
+def check_rows(name: str, expected: str, values: np.ndarray, good: Any) -> None:
+    """Raises for the first row that is not good."""
     good = np.asarray(good)
     if not good.all():
         at = tuple(np.argwhere(~good)[0])

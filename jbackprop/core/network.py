@@ -16,10 +16,10 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, he_normal, lecun_normal
 from jaxtyping import Array, Float
 
-from jbackprop import activations as act
-from jbackprop.activations import Activation, identity, softmax, tanh
-from jbackprop.checks import as_input, as_pairs, check_key, fitted
-from jbackprop.costs import Cost, squared_error
+from jbackprop.core import activations as act
+from jbackprop.core.activations import Activation, identity, softmax, tanh
+from jbackprop.core.checks import as_input, as_pairs, check_key, fitted
+from jbackprop.core.costs import Cost, squared_error
 
 
 class Layer(NamedTuple):

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jbackprop.backward import Rule, backpropagation, keep
-from jbackprop.batch import weighted_mean
-from jbackprop.checks import as_input, as_real, as_target, as_weight, check_key, check_size
-from jbackprop.factors import Factors, backprop, mean_gradient
-from jbackprop.network import Network, Params, as_layers, init
-from jbackprop.shuffle import shuffled
+from jbackprop.core.backward import Rule, backpropagation, keep
+from jbackprop.core.batch import weighted_mean
+from jbackprop.core.checks import as_input, as_real, as_target, as_weight, check_key, check_size
+from jbackprop.core.factors import Factors, backprop, mean_gradient
+from jbackprop.core.network import Network, Params, as_layers, init
+from jbackprop.training.shuffle import shuffled
 
 
 class TrainState(NamedTuple):

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Float
 
-from jbackprop.activations import Activation, sigmoid, softmax
+from jbackprop.core.activations import Activation, sigmoid, softmax
 
 Y = Float[Array, " n"]
 Scalar = Float[Array, ""]

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.activations import softmax
-from jbackprop.backward import propagate
-from jbackprop.checks import as_input, check_size
-from jbackprop.network import Network, Params, as_layers, forward
-from jbackprop.statistics import wide
+from jbackprop.core.activations import softmax
+from jbackprop.core.backward import propagate
+from jbackprop.core.checks import as_input, check_size
+from jbackprop.core.network import Network, Params, as_layers, forward
+from jbackprop.quantities.statistics import wide
 
 
 def empirical_ntk(

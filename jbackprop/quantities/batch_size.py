@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.batch import over_total, weighted_mean
-from jbackprop.checks import as_direction
-from jbackprop.factors import Factors, mean_gradient, rank_one
-from jbackprop.network import Params
-from jbackprop.statistics import (
+from jbackprop.core.batch import over_total, weighted_mean
+from jbackprop.core.factors import Factors, mean_gradient, rank_one
+from jbackprop.core.network import Params
+from jbackprop.quantities.arguments import as_direction
+from jbackprop.quantities.statistics import (
     gram,
     inner_products,
     kappa_and_spread,

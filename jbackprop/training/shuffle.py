@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, UInt32
 
-from jbackprop.checks import check_key, check_size, is_concrete
+from jbackprop.core.checks import check_key, check_size, is_concrete
 
 
 def _rounds(n: int) -> int:

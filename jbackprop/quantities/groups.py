@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_groups, as_limit
-from jbackprop.clipping import scale, shrink
-from jbackprop.factors import Factors, rank_one, weighted_sum
-from jbackprop.network import Params
-from jbackprop.statistics import gram
+from jbackprop.core.factors import Factors, rank_one, weighted_sum
+from jbackprop.core.network import Params
+from jbackprop.quantities.arguments import as_groups, as_limit
+from jbackprop.quantities.clipping import scale, shrink
+from jbackprop.quantities.statistics import gram
 
 
 def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.batch import over_total, weighted_mean
-from jbackprop.checks import as_direction, check_same_network
-from jbackprop.factors import Factors, mean_gradient, rank_one, weighted_sum
-from jbackprop.network import Params
+from jbackprop.core.batch import over_total, weighted_mean
+from jbackprop.core.factors import Factors, mean_gradient, rank_one, weighted_sum
+from jbackprop.core.network import Params
+from jbackprop.quantities.arguments import as_direction, check_same_network
 
 Scalar = Float[Array, "*nets"]
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import (
+from jbackprop.core.checks import (
     as_target,
     check_deltas,
     check_tape,
@@ -33,8 +33,8 @@ from jbackprop.checks import (
     is_label,
     per_hidden_layer,
 )
-from jbackprop.costs import head
-from jbackprop.network import Layer, Network, Params, Tape, as_layers
+from jbackprop.core.costs import head
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers
 
 Deltas = tuple[Float[Array, "*batch _"], ...]
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_input, as_target, as_weight, is_label
-from jbackprop.costs import head
-from jbackprop.network import Network, Params, Tape, as_layers, forward
+from jbackprop.core.checks import as_input, as_target, as_weight, is_label
+from jbackprop.core.costs import head
+from jbackprop.core.network import Network, Params, Tape, as_layers, forward
 
 Scalar = Float[Array, ""]
 

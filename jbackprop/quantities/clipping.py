@@ -11,10 +11,11 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_limit, as_numbers
-from jbackprop.factors import Factors, mean_gradient
-from jbackprop.network import Params
-from jbackprop.statistics import layer_squared_norms, squared_norms, wide
+from jbackprop.core.checks import as_numbers
+from jbackprop.core.factors import Factors, mean_gradient
+from jbackprop.core.network import Params
+from jbackprop.quantities.arguments import as_limit
+from jbackprop.quantities.statistics import layer_squared_norms, squared_norms, wide
 
 
 def scale(factors: Factors, c: Any) -> Factors:

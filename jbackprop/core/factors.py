@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.backward import Rule, backpropagation, gradients, none, output_delta, propagate
-from jbackprop.batch import Scalar, as_batch, blank, example_cost, over_total, weighted_mean
-from jbackprop.checks import check_key
-from jbackprop.network import Layer, Network, Params, Tape, as_layers, forward
+from jbackprop.core.backward import Rule, backpropagation, gradients, none, output_delta, propagate
+from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, over_total, weighted_mean
+from jbackprop.core.checks import check_key
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 
 
 class Factors(NamedTuple):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.checks import as_input, as_real, as_target, check_size
-from jbackprop.factors import Factors, backprop, mean_gradient
-from jbackprop.network import Network, as_layers
-from jbackprop.statistics import inner_products, squared_norms, squared_rows
+from jbackprop.core.checks import as_input, as_real, as_target, check_size
+from jbackprop.core.factors import Factors, backprop, mean_gradient
+from jbackprop.core.network import Network, as_layers
+from jbackprop.quantities.statistics import inner_products, squared_norms, squared_rows
 
 
 def grand(factors: Factors) -> Float[Array, " B"]:

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.batch import over_total, weighted_mean
-from jbackprop.batch_size import norm_test, split_tests
-from jbackprop.factors import Factors, mean_gradient
-from jbackprop.network import Network
-from jbackprop.statistics import (
+from jbackprop.core.batch import over_total, weighted_mean
+from jbackprop.core.factors import Factors, mean_gradient
+from jbackprop.core.network import Network
+from jbackprop.quantities.batch_size import norm_test, split_tests
+from jbackprop.quantities.statistics import (
     NoiseScale,
     layer_squared_norms,
     noise_scale,

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.batch import example_costs
-from jbackprop.checks import as_input, as_real, as_target, as_weight, check_size
-from jbackprop.costs import binary_cross_entropy
-from jbackprop.network import Network, as_layers
+from jbackprop.core.batch import example_costs
+from jbackprop.core.checks import as_input, as_real, as_target, as_weight, check_size
+from jbackprop.core.costs import binary_cross_entropy
+from jbackprop.core.network import Network, as_layers
 
 
 class Metrics(NamedTuple):

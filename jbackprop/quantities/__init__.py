@@ -1,0 +1,1 @@
+"""What the factors of a batch tell: numbers about every example's gradient, none ever formed."""

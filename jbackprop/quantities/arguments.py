@@ -1,0 +1,71 @@
+"""The border of the quantities: limits, groups and directions, made to fit their factors."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jbackprop.core.checks import as_numbers, as_real, check_rows, check_size, is_concrete
+
+
+def as_direction(
+    factors: Any, direction: Any, *, name: str = "direction"
+) -> tuple[tuple[Array, Array], ...]:
+    """(V, v) per layer, shaped as the gradient of these factors, in its dtype."""
+    dtype = factors.delta[0].dtype
+    shapes = [
+        ((d.shape[1], a.shape[1]), (d.shape[1],))
+        for d, a in zip(factors.delta, factors.tape.a[:-1], strict=True)
+    ]
+    try:
+        pairs = tuple((as_real(name, w, dtype), as_real(name, b, dtype)) for w, b in direction)
+        got: Any = [(w.shape, b.shape) for w, b in pairs]
+    except (TypeError, ValueError):
+        pairs, got = (), type(direction).__name__
+    if got != shapes:
+        raise ValueError(
+            f"{name}: expected (w, b) per layer of the gradient's shapes {shapes}, got {got}"
+        )
+    return pairs
+
+
+def check_same_network(factors: Any, other: Any) -> None:
+    """Two batches whose gradients can be multiplied."""
+    one, two = ([a.shape[1] for a in f.tape.a] for f in (factors, other))
+    if one != two:
+        raise ValueError(
+            f"other: expected factors of a network with sizes {tuple(one)}, got {tuple(two)}"
+        )
+
+
+def as_limit(name: str, limit: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A bound on norms: at least 0, or infinite. A bad one raises, or becomes NaN where traced."""
+    limit = as_numbers(name, limit)
+    if limit.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {limit.shape}")
+    if is_concrete(limit):
+        values = np.asarray(limit)
+        if not (values >= 0).all():
+            raise ValueError(f"{name}: expected at least 0, got {values}")
+    limit = jnp.asarray(limit, dtype)
+    return jnp.where(limit >= 0, limit, jnp.nan)
+
+
+def as_groups(factors: Any, groups: Any, num_groups: Any) -> tuple[Array, Array]:
+    """Group ids (B,), int32; and which of the rows that are present have one out of range.
+
+    Such an id raises where ids and weights are concrete."""
+    check_size("num_groups", num_groups)
+    groups = as_numbers("groups", groups)
+    batch = factors.weight.shape
+    if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.shape != batch:
+        raise ValueError(
+            f"groups: expected integers of shape {batch}, got {groups.dtype} {groups.shape}"
+        )
+    if is_concrete(groups) and is_concrete(factors.weight):
+        values = np.asarray(groups)
+        fine = (values >= 0) & (values < num_groups) | (np.asarray(factors.weight) == 0)
+        check_rows("groups", f"ids from 0 to {num_groups - 1}", values, fine)
+    outside = (groups < 0) | (groups >= num_groups)
+    return jnp.asarray(groups, jnp.int32), jnp.asarray(outside) & (factors.weight != 0)
