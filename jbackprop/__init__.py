@@ -51,7 +51,14 @@ from jbackprop.quantities.batch_size import (
     signal_to_noise,
     takeuchi,
 )
-from jbackprop.quantities.clipping import clip, clip_layers, clipped_mean, normalize, scale
+from jbackprop.quantities.clipping import (
+    clip,
+    clip_layers,
+    clipped_mean,
+    clipped_sum,
+    normalize,
+    scale,
+)
 from jbackprop.quantities.diagnostics import (
     Histograms,
     Panel,
@@ -65,18 +72,11 @@ from jbackprop.quantities.diagnostics import (
 )
 from jbackprop.quantities.groups import group_clip, group_gradients, group_squared_norms
 from jbackprop.quantities.kernel import empirical_ntk
+from jbackprop.quantities.moments import second_moment, variance
+from jbackprop.quantities.norms import layer_squared_norms, squared_norms
 from jbackprop.quantities.scores import el2n, grand, influence
-from jbackprop.quantities.statistics import (
-    NoiseScale,
-    gram,
-    inner_products,
-    kronecker_factors,
-    layer_squared_norms,
-    noise_scale,
-    second_moment,
-    squared_norms,
-    variance,
-)
+from jbackprop.quantities.spread import NoiseScale, noise_scale
+from jbackprop.quantities.statistics import gram, inner_products, kronecker_factors
 from jbackprop.training.metrics import Metrics, evaluate
 from jbackprop.training.shuffle import shuffled
 from jbackprop.training.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
@@ -110,6 +110,7 @@ __all__ = [
     "clip",
     "clip_layers",
     "clipped_mean",
+    "clipped_sum",
     "cross_entropy",
     "delta_norms",
     "el2n",

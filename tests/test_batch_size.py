@@ -9,7 +9,8 @@ from helpers import problem
 from materialised import CASES, NETS, Case, close
 
 import jbackprop as jb
-from jbackprop.quantities.batch_size import products_with_mean
+from jbackprop.quantities.batch_size import along_mean
+from jbackprop.quantities.spread import spread
 
 
 @pytest.fixture(params=CASES, ids="-".join)
@@ -41,7 +42,8 @@ def test_norm_test_is_the_papers_without_weights():
 def test_both_ways_to_the_products_with_the_mean(width):
     """All pairs where they are fewer than parameters, the mean itself otherwise."""
     case = Case(jb.Network((width, width, 2)))
-    close(products_with_mean(case.factors), case.g @ case.mean)
+    along = case.g @ case.mean / (case.mean @ case.mean) - 1
+    close(along_mean(case.factors, spread(case.factors)), along, 1e-5)
 
 
 def test_signal_to_noise(case):

@@ -123,7 +123,7 @@ CASES = {
         lambda: jb.mean_cost(NET, PARAMS, X, T, weight=jnp.ones((6, 1))), "weight: .* (6, 1)"),
     "negative weight": (
         lambda: jb.backprop(NET, PARAMS, X, T, weight=[1, 1, 1, -2, 1, 1]),
-        "weight: expected numbers of at least 0, got -2 at row 3"),
+        "weight: expected finite numbers of at least 0, got -2 at row 3"),
     "NaN weight": (
         lambda: jb.backprop(NET, PARAMS, X, T, weight=[np.nan] * 6), "weight: .* nan at row 0"),
     "weight of an epoch": (lambda: epoch(2, weight=jnp.ones(5)), "weight: .* got (5,)"),

@@ -8,7 +8,7 @@ from helpers import HEADS, head_name
 from references import COSTS
 
 import jbackprop as jb
-from jbackprop.core.costs import head
+from jbackprop.core.heads import head
 
 ALL = [jb.squared_error, jb.binary_cross_entropy, jb.cross_entropy, jb.huber, jb.log_cosh]
 SATURATED = [0.0, 17.0, -17.0, 88.0, -88.0, 104.0, -104.0, 1e4, -1e4, 1e30, -1e30]

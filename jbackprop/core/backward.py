@@ -33,8 +33,9 @@ from jbackprop.core.checks import (
     is_label,
     per_hidden_layer,
 )
-from jbackprop.core.costs import head
+from jbackprop.core.heads import head
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers
+from jbackprop.core.numerics import wide
 
 Deltas = tuple[Float[Array, "*batch _"], ...]
 
@@ -121,7 +122,7 @@ def propagate(
 def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     """The backward pass: δ^L = ∇_y C ⊙ f'(z^L), then `propagate`.
 
-    Where output and cost fuse, δ^L is the closed form of `costs.head`, such as y - t.
+    Where output and cost fuse, δ^L is the closed form of `heads.head`, such as y - t.
     Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
     """
     check_tape(net, tape)
@@ -132,7 +133,7 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
 def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, " n_out"]:
     """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label."""
     z, y = tape.z[-1], tape.a[-1]
-    delta_L = head(net.output, net.cost, label=label).delta(z, y, t)
+    delta_L = head(net.output, net.cost, label=label).delta(wide(z), wide(y), wide(t))
     return fitted(f"cost {net.cost.name}", delta_L, z)
 
 

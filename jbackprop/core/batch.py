@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbackprop.core.backward import output_delta
 from jbackprop.core.checks import as_input, as_target, as_weight, is_label
-from jbackprop.core.costs import head
+from jbackprop.core.heads import head
 from jbackprop.core.network import Network, Params, Tape, as_layers, forward
+from jbackprop.core.numerics import weighted_mean, wide
 
 Scalar = Float[Array, ""]
 
@@ -34,14 +36,21 @@ def as_batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Batch
     x = as_input(net, x, dtype, rank=2)
     label, t = is_label(t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
     weights = as_weight(weight, len(x), dtype)
-    if weight is None:
-        return Batch(x, t, weights, None, label)
-    # An absent row passes through as if it were the first one present. Were it 0, an output of 0
-    # could stand where the cost's derivative is infinite, and spoil `jax.grad` of the masked cost.
-    absent = weights == 0
-    first, none_present = jnp.argmin(absent), jnp.all(absent)
-    x, t = _replace_rows(absent, (x, t), lambda leaf: jnp.where(none_present, 0, leaf[first]))
-    return Batch(x, t, weights, absent, label)
+    return Batch(x, t, weights, None if weight is None else weights == 0, label)
+
+
+def without_absent(batch: Batch) -> Batch:
+    """An absent row passes through as if it were the first one present.
+
+    Were it 0, an output of 0 could stand where the cost's derivative is infinite, and spoil
+    `jax.grad` of the masked cost."""
+    if batch.absent is None:
+        return batch
+    first, none_present = jnp.argmin(batch.weight == 0), jnp.all(batch.weight == 0)
+    x, t = _replace_rows(
+        batch.absent, (batch.x, batch.t), lambda leaf: jnp.where(none_present, 0, leaf[first])
+    )
+    return batch._replace(x=x, t=t)
 
 
 def _replace_rows(absent: Any, tree: Any, by: Callable[[Array], Any]) -> Any:
@@ -57,8 +66,9 @@ def blank(absent: Any, tree: Any) -> Any:
 
 
 def example_cost(net: Network, tape: Tape, t: Any) -> Any:
-    """C of one example."""
-    cost = head(net.output, net.cost).value(tape.z[-1], tape.a[-1], t)
+    """C of one example, in float32 at least: it is a sum over outputs."""
+    z, y = wide(tape.z[-1]), wide(tape.a[-1])
+    cost = head(net.output, net.cost).value(z, y, wide(t))
     if jnp.shape(cost) != ():
         raise ValueError(
             f"cost: expected {net.cost.name}.value(y, t) of shape (), got {jnp.shape(cost)}"
@@ -66,34 +76,36 @@ def example_cost(net: Network, tape: Tape, t: Any) -> Any:
     return cost
 
 
-def over_total(weight: Float[Array, " B"]) -> Scalar:
-    """1 / Σ w. Where all weights are 0, so is every sum that it multiplies."""
-    total = jnp.sum(weight)
-    return 1 / jnp.where(total == 0, 1, total)
-
-
-def weighted_mean(values: Float[Array, " B"], weight: Float[Array, " B"]) -> Scalar:
-    """Σ_i w_i v_i / Σ_i w_i; 0 where all weights are 0."""
-    return jnp.sum(weight * values.astype(weight.dtype)) * over_total(weight)
-
-
-def example_costs(net: Network, params: Any, x: Any, t: Any, weight: Any) -> Any:
-    """The forward pass of a batch: (C_i, y_i, t_i, w_i), with 0 in the rows of weight 0."""
-    layers = as_layers(net, params)
-    x, t, weight, absent, _ = as_batch(net, layers, x, t, weight)
+def example_costs(net: Network, layers: Params, batch: Batch) -> Any:
+    """The forward pass of a batch: (C_i, y_i, t_i), with 0 in the absent rows."""
+    x, t, _, absent, _ = without_absent(batch)
 
     def example(x: Any, t: Any) -> Any:
         tape = forward(net, layers, x)
         return example_cost(net, tape, t), tape.a[-1]
 
-    cost, y, t = blank(absent, (*jax.vmap(example)(x, t), t))
-    return cost, y, t, weight
+    return blank(absent, (*jax.vmap(example)(x, t), t))
+
+
+def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
+    """The absent rows whose cost has no derivative: what is in them may not pass at all."""
+    fixed, xs, ts = jax.lax.stop_gradient((layers, batch.x, batch.t))
+
+    def regular(x: Any, t: Any) -> Any:
+        tape = forward(net, fixed, x)
+        slopes = [f.df(z) for f, z in zip(net.activations[:-1], tape.z[:-1], strict=True)]
+        delta_L = output_delta(net, tape, t, label=batch.label)
+        met = (x, t, tape, slopes, delta_L, example_cost(net, tape, t))
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(met)]).all()
+
+    return batch.absent & ~jax.vmap(regular)(xs, ts)
 
 
 def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) -> Scalar:
     """The weighted mean cost of a batch, by the forward pass only: the thing to hand to `jax.grad`.
 
-    Arguments and errors are those of `backprop`.
+    Arguments and errors are those of `backprop`. Its derivative with respect to a weight is
+    (C_i - C̄) / Σ w, also where that weight is 0 and the row has a cost.
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb
@@ -104,5 +116,9 @@ def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) 
     >>> all(jnp.allclose(a, b) for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs)))
     True
     """
-    cost, _, _, weight = example_costs(net, params, x, t, weight)
-    return weighted_mean(cost, weight)
+    layers = as_layers(net, params)
+    batch = as_batch(net, layers, x, t, weight)
+    if batch.absent is not None:
+        batch = batch._replace(absent=_spoilt(net, layers, batch))
+    cost, _, _ = example_costs(net, layers, batch)
+    return weighted_mean(cost, batch.weight)

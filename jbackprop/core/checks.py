@@ -1,8 +1,8 @@
 """The border: what users may pass, made into arrays that fit; or an error that names the argument.
 
 Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError`
-there, before anything is computed. A value is looked at where it is known, and gives NaN where it is
-bad and traced; `values.py` looks at a whole batch.
+there, before anything is computed. A value is looked at where it is known, and gives NaN where it
+is bad and traced; `values.py` looks at a whole batch.
 """
 
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -146,7 +146,8 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
 def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
     """weight of shape (B,), at least float32 since it enters sums.
 
-    A negative one raises where it is concrete, and becomes NaN where it is traced."""
+    One that is negative or infinite raises where it is concrete, and becomes NaN where traced; one
+    too small for the dtype, which would make its row absent, raises."""
     dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
     if weight is None:
         return jnp.ones(batch, dtype)
@@ -157,9 +158,13 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
         )
     if is_concrete(weight):  # looked at on the host, also where a trace is under way around it
         values = np.asarray(weight)
-        check_rows("weight", "numbers of at least 0", values, values >= 0)
+        least, most = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
+        expected = "finite numbers of at least 0"
+        check_rows("weight", expected, values, (values >= 0) & (values <= most))
+        expected = f"0 or numbers of at least {least:.3g}, the least of {jnp.dtype(dtype).name}"
+        check_rows("weight", expected, values, (values == 0) | (values >= least))
     weight = jnp.asarray(weight, dtype)
-    return jnp.where(weight >= 0, weight, jnp.nan)
+    return jnp.where((weight >= 0) & (weight < jnp.inf), weight, jnp.nan)
 
 
 def check_tape(net: Sized, tape: Any) -> None:
@@ -197,6 +202,14 @@ def check_size(name: str, size: Any) -> None:
     """A whole number of at least 1."""
     if not hasattr(size, "__index__") or size < 1:
         raise ValueError(f"{name}: expected a whole number of at least 1, got {size!r}")
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0, known here, as a float."""
+    number = as_numbers(name, value)
+    if not is_concrete(number) or number.shape != () or not 0 < float(number) < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
+    return float(number)
 
 
 def check_key(key: Any) -> None:

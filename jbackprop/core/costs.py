@@ -1,8 +1,4 @@
-"""Costs: C and its gradient ∇_y C, side by side; and the output heads, where C meets f.
-
-At the output the backward pass starts with δ^L = ∇_y C ⊙ f'(z^L). For two pairs of output and cost
-the product has a closed form, δ^L = y - t, where the two factors alone would be ∞ · 0; and C comes
-from z^L without passing through log(y) = log(0). A `Head` is that start of the backward pass.
+"""Costs: C and its gradient ∇_y C, side by side. Where C meets the output is `heads.py`.
 
 Erratum: the slide "The Cost Function" lacks a minus sign; C = -[t ln y + (1 - t) ln(1 - y)].
 """
@@ -10,14 +6,12 @@ Erratum: the slide "The Cost Function" lacks a minus sign; C = -[t ln y + (1 - t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Float
 
-from jbackprop.core.activations import Activation, sigmoid, softmax
+from jbackprop.core.numerics import ratio
 
 Y = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -52,26 +46,26 @@ def _d_squared_error(y: Y, t: Y) -> Y:
     return y - t
 
 
-# A term whose coefficient is 0 counts as 0 even where its logarithm is infinite (0 · ln 0 = 0).
+def times(t: Y, f: Callable[[Any], Any], v: Y, pole: float) -> Y:
+    """t ⊙ f(v), and 0 where t is 0 and f infinite, at its pole: 0 · ln 0 = 0, its slope too."""
+    absent = (t == 0) & (v == pole)
+    return jnp.where(absent, 0, t * f(jnp.where(absent, 0.5, v)))
+
+
 def _binary_cross_entropy(y: Y, t: Y) -> Scalar:
-    return -jnp.sum(xlogy(t, y) + xlog1py(1 - t, -y))
-
-
-def _ratio(t: Y, y: Y) -> Y:
-    """t / y, and 0 where t is 0."""
-    return jnp.where(t == 0, 0, t / jnp.where(t == 0, 1, y))
+    return -jnp.sum(times(t, jnp.log, y, 0.0) + times(1 - t, jnp.log1p, -y, -1.0))
 
 
 def _d_binary_cross_entropy(y: Y, t: Y) -> Y:
-    return _ratio(1 - t, 1 - y) - _ratio(t, y)
+    return ratio(1 - t, 1 - y) - ratio(t, y)
 
 
 def _cross_entropy(y: Y, t: Y) -> Scalar:
-    return -jnp.sum(xlogy(t, y))
+    return -jnp.sum(times(t, jnp.log, y, 0.0))
 
 
 def _d_cross_entropy(y: Y, t: Y) -> Y:
-    return -_ratio(t, y)
+    return -ratio(t, y)
 
 
 def _huber(y: Y, t: Y) -> Scalar:
@@ -102,55 +96,3 @@ binary_cross_entropy = Cost("binary_cross_entropy", _binary_cross_entropy, _d_bi
 cross_entropy = Cost("cross_entropy", _cross_entropy, _d_cross_entropy)  # C = -Σ_k t_k ln y_k
 huber = Cost("huber", _huber, _d_huber)  # ½ e² up to |e| = 1, |e| - ½ beyond; summed over outputs
 log_cosh = Cost("log_cosh", _log_cosh, _d_log_cosh)  # Σ ln cosh(y - t)
-
-
-class Head(NamedTuple):
-    """C and δ^L of one example as functions of (z^L, y, t)."""
-
-    value: Callable[[Any, Any, Any], Any]
-    delta: Callable[[Any, Any, Any], Any]
-
-
-# With y = σ(z): ln y = -softplus(-z) and ln(1 - y) = -softplus(z)
-def _sigmoid_value(z: Y, y: Y, t: Y) -> Scalar:
-    return jnp.sum(t * jax.nn.softplus(-z) + (1 - t) * jax.nn.softplus(z))
-
-
-def _y_minus_t(z: Y, y: Y, t: Y) -> Y:
-    return y - t
-
-
-def _softmax_value(z: Y, y: Y, t: Y) -> Scalar:
-    return -jnp.sum(t * jax.nn.log_softmax(z))
-
-
-def _softmax_delta(z: Y, y: Y, t: Y) -> Y:
-    return y * jnp.sum(t) - t
-
-
-# By output, cost, and whether t is a label made one-hot, which sums to one: nobody need add it up.
-# identity with squared_error needs no row: its product (y - t) ⊙ 1 is the closed form already.
-_FUSED = {
-    (sigmoid, binary_cross_entropy, False): Head(_sigmoid_value, _y_minus_t),
-    (softmax, cross_entropy, False): Head(_softmax_value, _softmax_delta),
-    (softmax, cross_entropy, True): Head(_softmax_value, _y_minus_t),
-}
-
-
-def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
-    """C and the start of the backward pass: δ^L = ∇_y C ⊙ f'(z^L), or its closed form."""
-
-    def value(z: Y, y: Y, t: Y) -> Any:
-        return cost.value(y, t)
-
-    def delta(z: Y, y: Y, t: Y) -> Any:
-        slope = cost.grad(y, t)
-        if jnp.shape(slope) != y.shape:
-            raise ValueError(
-                f"cost {cost.name}: expected grad(y, t) of shape {y.shape}, got {jnp.shape(slope)}"
-            )
-        if output == softmax:
-            return y * (slope - jnp.sum(slope * y))  # (diag(y) - y yᵀ) ∇_y C
-        return slope * output.df(z)
-
-    return _FUSED.get((output, cost, label), Head(value, delta))

@@ -12,16 +12,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.backward import Rule, backpropagation, gradients, none, output_delta, propagate
-from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, over_total, weighted_mean
+from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import check_key
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
+from jbackprop.core.numerics import over_total, unit, weighted_mean, wide
 
 
 class Factors(NamedTuple):
     """What one pass leaves of a batch; every leaf has the leading axis B.
 
     Attributes:
-        cost: C_i, of shape (B,).
+        cost: C_i, of shape (B,), in float32 at least.
         tape: z and a of every layer.
         delta: (δ^1 … δ^L), δ^l of shape (B, n_l).
         t: the ground truth that the costs saw, of shape (B, n_L).
@@ -65,7 +66,8 @@ def backprop(
 
     Raises:
         ValueError: an argument does not fit the network; the batch is empty; a weight is negative
-            (NaN instead where its value is traced); the rule keeps feedback and got none.
+            or infinite (NaN instead where its value is traced); the rule keeps feedback and got
+            none.
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb
@@ -76,7 +78,7 @@ def backprop(
     ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
     """
     layers = as_layers(net, params)
-    x, t, weight, absent, label = as_batch(net, layers, x, t, weight)
+    x, t, weight, absent, label = without_absent(as_batch(net, layers, x, t, weight))
     feedback = _feedback(net, layers, rule, feedback)
     if key is not None:
         check_key(key)
@@ -109,16 +111,27 @@ def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
 
 
 def weighted_sum(pairs: Any, c: Float[Array, " B"]) -> Params:
-    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer: the smaller δ is scaled."""
+    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer, in float32 at least.
+
+    The smaller δ is scaled. bfloat16 has the range of float32, and machines that multiply it and
+    add in float32; a float16 would overflow or vanish on the way."""
     layers = []
     for delta, a in pairs:
-        scaled = (c[:, None] * delta.astype(c.dtype)).astype(delta.dtype)
-        layers.append(Layer(jnp.einsum("bj,bk->jk", scaled, a), jnp.sum(scaled, axis=0)))
+        scaled = c[:, None] * wide(delta)
+        total = jnp.sum(scaled, axis=0)
+        if delta.dtype == a.dtype == jnp.bfloat16:
+            scaled = scaled.astype(a.dtype)
+        else:
+            a = wide(a)
+        product = jnp.einsum("bj,bk->jk", scaled, a, preferred_element_type=total.dtype)
+        layers.append(Layer(product, total))
     return tuple(layers)
 
 
 def sum_gradient(factors: Factors) -> Params:
-    """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ."""
+    """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ.
+
+    In float32 at least, since a sum of float16 may be no float16."""
     return weighted_sum(rank_one(factors), factors.weight)
 
 
@@ -135,9 +148,10 @@ def mean_gradient(factors: Factors) -> Params:
     """
     # The sum is scaled, and not δ before it: that is fused with the optimizer's update. It made a
     # compiled epoch 5 to 10 % faster at every size tried.
-    share = over_total(factors.weight)
-    scale = lambda g: (g.astype(share.dtype) * share).astype(g.dtype)  # bfloat16 would round 1/n
-    return jax.tree.map(scale, sum_gradient(factors))
+    weight = unit(factors.weight)
+    share, dtype = over_total(weight), factors.tape.a[0].dtype
+    total = weighted_sum(rank_one(factors), weight)
+    return jax.tree.map(lambda g: (g * share).astype(dtype), total)
 
 
 def example_gradients(factors: Factors) -> Params:

@@ -12,8 +12,8 @@ from jbackprop.core.checks import as_numbers, as_real, check_rows, check_size, i
 def as_direction(
     factors: Any, direction: Any, *, name: str = "direction"
 ) -> tuple[tuple[Array, Array], ...]:
-    """(V, v) per layer, shaped as the gradient of these factors, in its dtype."""
-    dtype = factors.delta[0].dtype
+    """(V, v) per layer, shaped as the gradient of these factors, in float32 at least."""
+    dtype = factors.weight.dtype
     shapes = [
         ((d.shape[1], a.shape[1]), (d.shape[1],))
         for d, a in zip(factors.delta, factors.tape.a[:-1], strict=True)
@@ -69,3 +69,16 @@ def as_groups(factors: Any, groups: Any, num_groups: Any) -> tuple[Array, Array]
         check_rows("groups", f"ids from 0 to {num_groups - 1}", values, fine)
     outside = (groups < 0) | (groups >= num_groups)
     return jnp.asarray(groups, jnp.int32), jnp.asarray(outside) & (factors.weight != 0)
+
+
+def as_edges(name: str, edges: Any, dtype: Any) -> Array:
+    """Increasing numbers, one at least; others raise, or all become NaN where they are traced."""
+    edges = as_numbers(name, edges)
+    if edges.ndim != 1 or len(edges) == 0:
+        raise ValueError(f"{name}: expected a row of increasing numbers, got shape {edges.shape}")
+    if is_concrete(edges):
+        values = np.asarray(edges, np.float64)
+        if not (values[1:] > values[:-1]).all() or np.isnan(values).any():
+            raise ValueError(f"{name}: expected increasing numbers, got {values}")
+    edges = jnp.asarray(edges, dtype)
+    return jnp.where(jnp.all(jnp.diff(edges) > 0), edges, jnp.nan)

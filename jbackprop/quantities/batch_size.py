@@ -4,9 +4,9 @@ With p_i = w_i / Σ w, ḡ = Σ p_i g_i and κ = Σ p_i² (1/B without weights),
 weighted variance of the g_i estimates the variance of ḡ itself. Split along ḡ and across it,
 relative to ‖ḡ‖², it gives three numbers, of which the first is the sum of the others:
 
-    norm test           κ/(1-κ) (Σ p_i ‖g_i‖² - ‖ḡ‖²) / ‖ḡ‖²
-    inner-product test  κ/(1-κ) (Σ p_i ⟨g_i, ḡ⟩² - ‖ḡ‖⁴) / ‖ḡ‖⁴
-    orthogonality test  κ/(1-κ) (Σ p_i ‖g_i‖² - Σ p_i ⟨g_i, ḡ⟩² / ‖ḡ‖²) / ‖ḡ‖²
+    norm test           κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖²
+    inner-product test  κ/(1-κ) Σ p_i (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖⁴
+    orthogonality test  κ/(1-κ) Σ p_i (‖g_i - ḡ‖² - (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖²) / ‖ḡ‖²
 
 A test is passed where its number is at most the square of the θ or ν that one chose; where it is
 not, a batch larger by number/θ² would do. Byrd et al., "Sample Size Selection in Optimization
@@ -23,76 +23,122 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.batch import over_total, weighted_mean
 from jbackprop.core.factors import Factors, mean_gradient, rank_one
 from jbackprop.core.network import Params
-from jbackprop.quantities.arguments import as_direction
-from jbackprop.quantities.statistics import (
-    gram,
-    inner_products,
-    kappa_and_spread,
+from jbackprop.core.numerics import (
+    norm,
+    norms_of_rows,
     ratio,
-    second_moment,
-    square,
-    squared_norm,
-    squared_norms,
-    variance,
+    root,
+    safe_range,
+    unless,
+    weighted_mean,
+    wide,
 )
+from jbackprop.quantities.arguments import as_direction
+from jbackprop.quantities.moments import deviations, second_moment
+from jbackprop.quantities.norms import in_range, norm_of_layers, squared_norm, squared_norms
+from jbackprop.quantities.spread import SEEN, Noise, centred, spread
+from jbackprop.quantities.statistics import plain_inner_products, rank_one_products
 
 Scalar = Float[Array, "*nets"]
 
 
 def norm_test(factors: Factors) -> Scalar:
-    """The variance of ḡ over its squared norm: κ/(1-κ) (Σ p_i ‖g_i‖² - ‖ḡ‖²) / ‖ḡ‖². Cost: 1."""
-    squared_mean = jnp.sum(squared_norm(mean_gradient(factors)))
-    kappa, spread = kappa_and_spread(factors, squared_mean)
-    return ratio(kappa * spread, squared_mean)
+    """The variance of ḡ over its squared norm: κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖². Cost: 1."""
+    return norm_test_of(spread(factors))
+
+
+def norm_test_of(found: Noise) -> Scalar:
+    """κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖²."""
+    around = found.share.kappa * found.total(found.around) / found.share.rest
+    return ratio(around, found.total(found.mean))
 
 
 def inner_product_test(factors: Factors) -> Scalar:
-    """Its part along ḡ: κ/(1-κ) (Σ p_i ⟨g_i, ḡ⟩² - ‖ḡ‖⁴) / ‖ḡ‖⁴. Cost: ≤ 4/3."""
+    """Its part along ḡ: κ/(1-κ) Σ p_i (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖⁴. Cost: ≤ 4/3."""
     return split_tests(factors)[0]
 
 
 def orthogonality_test(factors: Factors) -> Scalar:
-    """Its part across ḡ: κ/(1-κ) (Σ p_i ‖g_i‖² - Σ p_i ⟨g_i, ḡ⟩² / ‖ḡ‖²) / ‖ḡ‖². Cost: ≤ 4/3."""
+    """Its part across ḡ: the norm test's number less the inner-product test's. Cost: ≤ 4/3.
+
+    Never below 0, and exact to the rounding of the norm test."""
     return split_tests(factors)[1]
 
 
 def split_tests(factors: Factors) -> tuple[Scalar, Scalar]:
     """The inner-product test and the orthogonality test at the price of one."""
-    products = products_with_mean(factors)
-    weight = factors.weight
-    squared_mean = weighted_mean(products, weight)
-    kappa, spread = kappa_and_spread(factors, squared_mean)
-    # of the deviations, since a difference of squares would cancel
-    along = weighted_mean((products - squared_mean) ** 2, weight)
-    alone = jnp.isnan(spread)
-    along = ratio(along, squared_mean) / jnp.where(alone, jnp.nan, 1 - kappa)
-    return ratio(kappa * along, squared_mean), ratio(kappa * (spread - along), squared_mean)
+    return split_tests_of(factors, spread(factors))
 
 
-def products_with_mean(factors: Factors) -> Float[Array, " B"]:
-    """⟨g_i, ḡ⟩, by whichever takes less arithmetic: the products of all pairs, or ḡ itself."""
-    batch = len(factors.weight)
-    by_pairs = batch * sum(d.shape[1] + a.shape[1] for d, a in rank_one(factors))
-    if by_pairs < sum(d.shape[1] * a.shape[1] for d, a in rank_one(factors)):
-        weight = factors.weight
-        products = gram(factors)
-        # NaN of an absent row is 0 already; 0 · inf of a present one is right to be NaN
-        return products @ (weight * over_total(weight))
-    return inner_products(factors, mean_gradient(factors))
+def split_tests_of(factors: Factors, found: Noise) -> tuple[Scalar, Scalar]:
+    """Both, beside what is known of the spread."""
+    p, kappa, rest = found.share
+    along = kappa * jnp.sum(p * jnp.square(along_mean(factors, found))) / rest
+    return along, jnp.maximum(norm_test_of(found) - along, 0)
+
+
+@jax.jit
+def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
+    """⟨g_i - ḡ, ḡ⟩ / ‖ḡ‖²: how far every example goes along the mean, less 1; 0 where ḡ is 0.
+
+    By whichever takes less arithmetic: the products of all pairs, or ḡ itself."""
+    p = found.share.p
+    batch, layers = len(p), rank_one(factors)
+    pairs = batch * sum(d.shape[1] + a.shape[1] for d, a in layers)
+    if pairs < sum(d.shape[1] * a.shape[1] for d, a in layers):
+        products = sum(rank_one_products(*pair, *pair) for pair in layers) @ p
+        squared_mean = p @ products
+    else:
+        mean = mean_gradient(factors)
+        products = plain_inner_products(factors, mean)
+        squared_mean = jnp.sum(squared_norm(mean))
+    s = jnp.sum(p @ jnp.square(found.lengths.product))
+    low, high = safe_range(s.dtype)
+    away = products / jnp.where(squared_mean == 0, 1, squared_mean) - 1
+    # what rounding leaves of ⟨g_i, ḡ⟩ is ε ‖g_i‖ ‖ḡ‖, and of ‖ḡ‖² by pairs, ε s
+    clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**3
+    clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & (s <= high)
+    return unless(
+        clear & in_range(factors) | jnp.all(factors.weight == 0),
+        lambda: jnp.where(factors.weight == 0, 0, away),
+        lambda: _careful_along_mean(factors, p),
+    )
+
+
+def _careful_along_mean(factors: Factors, p: Array) -> Array:
+    """By deviations, layer by layer: ⟨g_i - ḡ, ḡ⟩ = d_i · Ḡ ã_i + Ḡᵀ δ̄ · e_i, less its mean."""
+    mean = jax.tree.map(wide, mean_gradient(factors))
+    length = norm(norm_of_layers(mean))
+    length = jnp.where(length == 0, 1, length)
+    found = jnp.zeros_like(p)
+    for (delta, a), layer in zip(centred(factors, p), mean, strict=True):
+        g = jnp.concatenate([layer.w, layer.b[:, None]], axis=1) / length
+        scale = delta.unit / length * a.unit
+        shift = jnp.einsum("bk,jk->bj", a.rows, g)
+        plain = jnp.sum(delta.rows * shift, axis=1)
+        by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ (delta.mean @ g)
+        size = p @ (norms_of_rows(delta.rows) * norms_of_rows(a.rows))
+        parts = p @ (norms_of_rows(delta.away) * norms_of_rows(a.rows))
+        parts += norms_of_rows(delta.mean) * (p @ norms_of_rows(a.away))
+        product = scale * jnp.where(parts < size, by_parts, plain)
+        found += product - p @ product
+    return jnp.where(p == 0, 0, found)
 
 
 def signal_to_noise(factors: Factors) -> Params:
-    """ḡ ⊙ ḡ / variance, element by element: the gradient signal-to-noise ratio. Cost: 4/3.
+    """ḡ ⊙ ḡ / variance, element by element: the gradient signal-to-noise ratio. Cost: 4/3, or 7/3.
 
-    Infinite where a gradient is the same for every example, and 0 where it is 0. Liu et al.,
-    "Understanding Why Neural Networks Generalize Well Through GSNR of Parameters", 2020,
-    arXiv:2001.07384.
+    Infinite where a gradient is the same for every example, and 0 where it is 0; its cost is that
+    of `variance`. Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of
+    Parameters", 2020, arXiv:2001.07384.
     """
-    squared_mean = jax.tree.map(square, mean_gradient(factors))
-    return jax.tree.map(ratio, squared_mean, variance(factors))
+    found = deviations(factors)
+    return tuple(
+        jax.tree.map(lambda g, v, u=of_layer: jnp.square(ratio(g / u, root(v))), mean, spread)
+        for mean, spread, of_layer in zip(*found, strict=True)
+    )
 
 
 def takeuchi(factors: Factors, curvature: Any = None) -> Scalar:

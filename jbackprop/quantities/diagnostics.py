@@ -5,23 +5,28 @@ All of it is computed from the factors inside the loop. `observe_all(net)` is an
 
 import functools
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.batch import over_total, weighted_mean
-from jbackprop.core.factors import Factors, mean_gradient
+from jbackprop.core.factors import Factors
 from jbackprop.core.network import Network
-from jbackprop.quantities.batch_size import norm_test, split_tests
-from jbackprop.quantities.statistics import (
-    NoiseScale,
-    layer_squared_norms,
-    noise_scale,
-    squared_norm,
-    squared_rows,
+from jbackprop.core.numerics import (
+    norm,
+    over_total,
+    power_of_two,
+    ratio,
+    root,
+    shares,
+    weighted_mean,
     wide,
 )
+from jbackprop.quantities.arguments import as_edges
+from jbackprop.quantities.batch_size import norm_test_of, split_tests_of
+from jbackprop.quantities.norms import lengths, norm_of_layers
+from jbackprop.quantities.spread import NoiseScale, noise_scale_of, spread
 
 
 class Spread(NamedTuple):
@@ -33,10 +38,14 @@ class Spread(NamedTuple):
 
 def delta_norms(factors: Factors) -> Spread:
     """Mean and spread of ‖δ_i^l‖ over the batch, of every layer, (L,)."""
-    norms = jnp.stack([jnp.sqrt(squared_rows(d)) for d in factors.delta], axis=-1)
-    share = (factors.weight * over_total(factors.weight))[:, None]
-    mean = jnp.sum(share * norms, axis=0)
-    return Spread(mean, jnp.sqrt(jnp.sum(share * (norms - mean[None]) ** 2, axis=0)))
+    return _spread_of(lengths(factors).delta, shares(factors.weight))
+
+
+def _spread_of(norms: Float[Array, "B L"], p: Float[Array, " B"]) -> Spread:
+    mean = p @ norms
+    away = jnp.abs(norms - mean[None])
+    size = power_of_two(jnp.max(away, axis=0))
+    return Spread(mean, root(p @ jnp.square(away / size[None])) * size)
 
 
 class Units(NamedTuple):
@@ -53,27 +62,33 @@ class Units(NamedTuple):
 
 def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     """Dead and saturated units of every hidden layer, by |f'(z^l)| < threshold."""
-    present = (factors.weight > 0).astype(factors.weight.dtype)
-    share = present * over_total(present)
+    present = factors.weight > 0
+    dtype = factors.weight.dtype
+    share = over_total(present.astype(dtype))
     dead, saturated = [], []
     for f, z in zip(net.activations[:-1], factors.tape.z[:-1], strict=True):
-        flat = jnp.abs(wide(f.df(z))) < threshold
-        # over examples: 1 where every one of them is flat
-        of_unit = share @ flat.astype(share.dtype)
-        dead.append(jnp.mean((of_unit > 1 - 0.5 * jnp.max(share)).astype(share.dtype)))
-        saturated.append(jnp.mean(of_unit))
-    nothing = jnp.zeros((0,), share.dtype)
+        flat = (jnp.abs(wide(f.df(z))) < threshold) & present[:, None]
+        everywhere = jnp.all(flat | ~present[:, None], axis=0) & jnp.any(present)
+        dead.append(jnp.mean(everywhere.astype(dtype)))
+        # counted in whole numbers: a million float32 shares do not add up to 1
+        saturated.append(jnp.mean(jnp.sum(flat, axis=0).astype(dtype)) * share)
+    nothing = jnp.zeros((0,), dtype)
     return Units(*(jnp.stack(v) if v else nothing for v in (dead, saturated)))
 
 
 def update_ratio(params: Any, updates: Any) -> Float[Array, " L"]:
-    """‖Δθ^l‖ / ‖θ^l‖ of every layer, (L,): how far a step moves w and b together, relatively."""
-    norms = jnp.sqrt(squared_norm(params))
-    return jnp.sqrt(squared_norm(updates)) / jnp.where(norms == 0, 1, norms)
+    """‖Δθ^l‖ / ‖θ^l‖ of every layer, (L,): how far a step moves w and b together, relatively.
+
+    Infinite where a layer leaves 0, and 0 where it stays there.
+    """
+    norms = norm_of_layers((*updates, *params))
+    return ratio(norms[: len(updates)], norms[len(updates) :])
 
 
 class Histograms(NamedTuple):
     """Counts in every layer's bins; below the first edge and above the last come first and last.
+
+    NaN is in none of them.
 
     Attributes:
         a: of a^1 … a^L, (L, bins + 2).
@@ -90,18 +105,27 @@ def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
     Args:
         factors: of a batch.
         a_edges, delta_edges: increasing numbers (bins + 1,), the same in every layer and step.
+
+    Raises:
+        ValueError: edges are no increasing numbers (every count is NaN instead where traced).
     """
+    dtype = factors.weight.dtype
+    a_edges = as_edges("a_edges", a_edges, dtype)
+    delta_edges = as_edges("delta_edges", delta_edges, dtype)
 
     def counts(values: Array, edges: Array) -> Array:
-        # the number below every edge; the bins are its differences
+        # at the value's own bin, one after the other: a difference of counts would round
         weight, values = factors.weight, wide(values)
-        below = [jnp.sum(weight @ (values < edge).astype(weight.dtype)) for edge in edges]
-        total = jnp.sum(weight) * values.shape[1]
-        return jnp.diff(jnp.stack([jnp.zeros_like(total), *below, total]))
+        bounds = [-jnp.inf, *edges, jnp.inf]
+        inside = [values < bounds[1]]
+        inside += [(values >= low) & (values < high) for low, high in pairwise(edges)]
+        inside += [values >= bounds[-2]]
+        return jnp.stack([jnp.sum(weight @ each.astype(dtype)) for each in inside])
 
+    spoilt = [jnp.where(jnp.isnan(edges).any(), jnp.nan, 0) for edges in (a_edges, delta_edges)]
     return Histograms(
-        jnp.stack([counts(a, jnp.asarray(a_edges)) for a in factors.tape.a[1:]]),
-        jnp.stack([counts(d, jnp.asarray(delta_edges)) for d in factors.delta]),
+        jnp.stack([counts(a, a_edges) for a in factors.tape.a[1:]]) + spoilt[0],
+        jnp.stack([counts(d, delta_edges) for d in factors.delta]) + spoilt[1],
     )
 
 
@@ -151,24 +175,18 @@ def observe_all(net: Network) -> Callable[..., Panel]:
     """
 
     def observe(factors: Factors, state: Any, updates: Any) -> Panel:
-        squared = layer_squared_norms(factors)
-        of_mean = squared_norm(mean_gradient(factors))
-        weight = factors.weight
-        noise = noise_scale(factors)
-        share = weight * over_total(weight)
-        kappa = jnp.sum(share**2)
-        bessel = jnp.where(jnp.isnan(noise.trace), jnp.nan, 1 - kappa)
-        along, across = split_tests(factors)
+        found = spread(factors)
+        along, across = split_tests_of(factors, found)
         return Panel(
-            cost=weighted_mean(factors.cost, weight),
-            norms=jnp.sqrt(jnp.sum(squared, axis=-1)),
-            noise=noise,
-            norm_test=norm_test(factors),
+            cost=weighted_mean(factors.cost, factors.weight),
+            norms=norm(found.lengths.product),
+            noise=noise_scale_of(found),
+            norm_test=norm_test_of(found),
             inner_product_test=along,
             orthogonality_test=across,
-            gradient_norm=jnp.sqrt(of_mean),
-            variance=(share @ squared - of_mean) / bessel,
-            delta=delta_norms(factors),
+            gradient_norm=found.norms_of_mean,
+            variance=found.traces,
+            delta=_spread_of(found.lengths.delta, found.share.p),
             units=units(net, factors),
             update_ratio=update_ratio(state.params, updates),
         )

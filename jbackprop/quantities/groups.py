@@ -1,19 +1,23 @@
 """Gradients of groups of examples, one group a user or a class: G_u = Σ_{i in u} w_i g_i.
 
-Their norms come from the products of examples, ‖G_u‖² = Σ_{i, j in u} w_i w_j ⟨g_i, g_j⟩, and to
-scale a group's gradient is to scale the δ of its examples.
+Their norms come from the products of examples, ‖G_u‖² = Σ_{i, j in u} w_i w_j ⟨g_i, g_j⟩, but where
+these cancel; and to scale a group's gradient is to scale the δ of its examples.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jbackprop.core.factors import Factors, rank_one, weighted_sum
 from jbackprop.core.network import Params
+from jbackprop.core.numerics import norm, root, safe_range, unit, unless
 from jbackprop.quantities.arguments import as_groups, as_limit
-from jbackprop.quantities.clipping import scale, shrink
+from jbackprop.quantities.clipping import longest_row, rounded_up, scale, shrink
+from jbackprop.quantities.norms import example_norms, norm_of_layers
+from jbackprop.quantities.spread import SEEN
 from jbackprop.quantities.statistics import gram
 
 
@@ -44,38 +48,70 @@ def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:
     spoilt = jnp.where(outside.any(), jnp.nan, 0)
 
     def one(u: Array) -> Params:
-        member = groups == u
-        # where, not a product: NaN of another group must stay there
-        pairs = [(jnp.where(member[:, None], delta, 0), a) for delta, a in rank_one(factors)]
-        pairs = [(delta, jnp.where(member[:, None], a, 0)) for delta, a in pairs]
-        total = weighted_sum(pairs, jnp.where(member, factors.weight, 0))
-        return jax.tree.map(lambda g: g + spoilt.astype(g.dtype), total)
+        total = _sum_of(factors, groups == u)
+        dtype = factors.tape.a[0].dtype
+        return jax.tree.map(lambda g: (g + spoilt).astype(dtype), total)
 
     return jax.lax.map(one, jnp.arange(num_groups))
+
+
+def _sum_of(factors: Factors, member: Bool[Array, " B"]) -> Params:
+    """Σ w_i g_i of the members."""
+    # where, not a product: NaN of another group must stay there
+    keep = lambda rows: jnp.where(member[:, None], rows, 0)
+    pairs = [(keep(delta), keep(a)) for delta, a in rank_one(factors)]
+    return weighted_sum(pairs, jnp.where(member, factors.weight, 0))
+
+
+@partial(jax.jit, static_argnames="num_groups")
+def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) -> Array:
+    """‖Σ_{i in u} w_i g_i‖ of every group, (num_groups,).
+
+    Where members cancel, a sum of their products is no norm: a group whose square is below a
+    sixteenth of what orthogonal members would have is added up first, and then measured."""
+    weight, largest = unit(factors.weight), jnp.max(factors.weight)
+    together = groups[:, None] == groups[None, :]
+    rows = jnp.where(together, gram(factors) * (weight[:, None] * weight[None, :]), 0).sum(1)
+    own = jnp.square(weight * example_norms(factors))
+    at = jnp.where(factors.weight == 0, 0, groups)
+    of_group = lambda values: jax.ops.segment_sum(values, at, num_groups)
+    squared, orthogonal = of_group(rows), of_group(own)
+    low, high = safe_range(orthogonal.dtype)
+    clear = (squared >= SEEN * orthogonal) & (orthogonal >= low) & (orthogonal <= high)
+    clear |= of_group((factors.weight != 0).astype(jnp.int32)) == 0
+
+    def measured(group: Any) -> Array:
+        u, squared, clear = group
+        added_up = lambda: norm(norm_of_layers(_sum_of(factors, groups == u)))
+        return unless(clear, lambda: root(squared) * largest, added_up)
+
+    norms = unless(
+        jnp.all(clear),
+        lambda: root(squared) * largest,
+        lambda: jax.lax.map(measured, (jnp.arange(num_groups), squared, clear)),
+    )
+    return jnp.where(outside.any(), jnp.nan, norms)
 
 
 def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float[Array, " groups"]:
     """‖Σ_{i in u} w_i g_i‖² of every group u, (num_groups,), from the products of its examples.
 
-    Cost: that of `gram`. Arguments and errors are those of `group_gradients`.
+    Cost: that of `gram`, and a contraction for every group whose members cancel. Arguments and
+    errors are those of `group_gradients`.
     """
-    groups, outside = as_groups(factors, groups, num_groups)
-    together = groups[:, None] == groups[None, :]
-    weight = factors.weight
-    rows = jnp.where(together, gram(factors) * (weight[:, None] * weight[None, :]), 0).sum(1)
-    squared = jax.ops.segment_sum(rows, jnp.where(weight == 0, 0, groups), num_groups)
-    # a sum of products can round below 0
-    return jnp.where(outside.any(), jnp.nan, jnp.maximum(squared, 0))
+    return jnp.square(group_norms(factors, *as_groups(factors, groups, num_groups), num_groups))
 
 
 def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) -> Factors:
     """Every group's gradient norm at most max_norm: c_u = min(1, max_norm / ‖Σ_{i in u} w_i g_i‖).
 
     With one group a user, adding or removing all of a user's examples moves `sum_gradient` by at
-    most max_norm, up to rounding. Cost: that of `gram`. Arguments and errors are those of
-    `group_gradients` and `clip`. McMahan et al., 2018, arXiv:1710.06963.
+    most max_norm, up to the rounding of that sum. Cost: that of `group_squared_norms`. Arguments
+    and errors are those of `group_gradients` and `clip`. McMahan et al., 2018, arXiv:1710.06963.
     """
     limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
-    squared = group_squared_norms(factors, groups, num_groups)
-    groups, _ = as_groups(factors, groups, num_groups)
-    return scale(factors, shrink(squared, limit)[jnp.clip(groups, 0, num_groups - 1)])
+    groups, outside = as_groups(factors, groups, num_groups)
+    norms = group_norms(factors, groups, outside, num_groups)
+    # the error of a difference may be 1 / SEEN times that of what it was taken from
+    c = shrink(rounded_up(norms, int(longest_row(factors) / SEEN**2)), limit)
+    return scale(factors, c[jnp.clip(groups, 0, num_groups - 1)])

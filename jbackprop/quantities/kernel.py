@@ -19,7 +19,8 @@ from jbackprop.core.activations import softmax
 from jbackprop.core.backward import propagate
 from jbackprop.core.checks import as_input, check_size
 from jbackprop.core.network import Network, Params, as_layers, forward
-from jbackprop.quantities.statistics import wide
+from jbackprop.quantities.norms import pairs_in_range
+from jbackprop.quantities.statistics import products_of_all
 
 
 def empirical_ntk(
@@ -65,18 +66,19 @@ def empirical_ntk(
 def _kernel(net: Network, layers: Params, x: Any, other: Any, apart: bool, size: int) -> Array:
     sides = [_blocks(side, size) for side in (x, other)]
     jacobian = jax.vmap(partial(_jacobian_factors, net, layers))
-    dtype = wide(x).dtype
-    products = partial(jnp.einsum, preferred_element_type=dtype)
 
     def block(rows: Array, columns: Array) -> Array:
-        terms = []
-        for (delta, a), (delta2, a2) in zip(jacobian(rows), jacobian(columns), strict=True):
-            inputs = 1 + products("in,jn->ij", a, a2)
-            if apart:
-                terms.append(products("ikn,jkn->kij", delta, delta2) * inputs[None])
-            else:
-                terms.append(products("ikn,jkn->ij", delta, delta2) * inputs)
-        return sum(terms[1:], start=terms[0])
+        one, other = jacobian(rows), jacobian(columns)
+        side_by_side = lambda pairs: [(d.reshape(len(d), -1), a) for d, a in pairs]
+        every = [pairs_in_range(side_by_side(pairs)).all() for pairs in (one, other)]
+        fine = every[0] & every[1]
+        if not apart:  # Σ_k δ_k · δ'_k is one product of all outputs' δ side by side
+            return products_of_all(side_by_side(one), side_by_side(other), fine)
+        (deltas, a), (deltas2, a2) = (zip(*pairs, strict=True) for pairs in (one, other))
+        of_output = lambda ds, ds2: products_of_all(
+            [*zip(ds, a, strict=True)], [*zip(ds2, a2, strict=True)], fine
+        )
+        return jax.vmap(of_output, in_axes=1)(deltas, deltas2)
 
     per_row = lambda rows: jax.lax.map(lambda columns: block(rows, columns), sides[1])
     blocks = jax.lax.map(per_row, sides[0])  # (rows, columns, [k], i, j)

@@ -9,7 +9,9 @@ from jaxtyping import Array, Float
 from jbackprop.core.checks import as_input, as_real, as_target, check_size
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, as_layers
-from jbackprop.quantities.statistics import inner_products, squared_norms, squared_rows
+from jbackprop.core.numerics import norms_of_rows, wide
+from jbackprop.quantities.norms import example_norms
+from jbackprop.quantities.statistics import inner_products
 
 
 def grand(factors: Factors) -> Float[Array, " B"]:
@@ -18,7 +20,7 @@ def grand(factors: Factors) -> Float[Array, " B"]:
     The paper takes its mean over several initialisations. Paul et al., "Deep Learning on a Data
     Diet", 2021, arXiv:2107.07075.
     """
-    return jnp.sqrt(squared_norms(factors))
+    return example_norms(factors)
 
 
 def el2n(factors: Factors) -> Float[Array, " B"]:
@@ -26,7 +28,7 @@ def el2n(factors: Factors) -> Float[Array, " B"]:
 
     0 in rows of weight 0. Paul et al., 2021, arXiv:2107.07075.
     """
-    return jnp.sqrt(squared_rows(factors.tape.a[-1] - factors.t))
+    return norms_of_rows(wide(factors.tape.a[-1]) - wide(factors.t))
 
 
 def influence(

@@ -1,4 +1,4 @@
-"""Numbers about a batch's gradients g_i, from their factors: no example's gradient is formed.
+"""Products of a batch's gradients g_i, from their factors: no example's gradient is formed.
 
 Products of rank-one matrices are products of their factors. With ã = (a, 1) for w and b together:
 
@@ -10,92 +10,28 @@ network of equal widths n ≥ B. Squares and sums are taken in float32 at least.
 δ = 0 and so contributes nothing; else a weight enters means only, never g_i.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.batch import over_total, weighted_mean
-from jbackprop.core.factors import Factors, mean_gradient, rank_one, weighted_sum
-from jbackprop.core.network import Params
+from jbackprop.core.factors import Factors, rank_one
+from jbackprop.core.numerics import (
+    norms_of_rows,
+    shares,
+    unless,
+    wide,
+)
 from jbackprop.quantities.arguments import as_direction, check_same_network
-
-Scalar = Float[Array, "*nets"]
-
-
-def wide(values: Array) -> Array:
-    """In float32 at least, for squares and sums."""
-    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(jnp.float32)
+from jbackprop.quantities.norms import Pairs, in_range
+from jbackprop.quantities.spread import with_one
 
 
-def square(values: Array) -> Float[Array, "..."]:
-    """v ⊙ v in float32 at least."""
-    return jnp.square(wide(values))
-
-
-def squared_rows(values: Float[Array, "B n"]) -> Float[Array, " B"]:
-    """‖v_i‖² of every row, in float32 at least."""
-    # a product with ones: XLA's sums along rows took a seventh of a step at size L on a CPU
-    ones = jnp.ones(values.shape[1], wide(values).dtype)
-    return jnp.matmul(square(values), ones, precision=jax.lax.Precision.HIGHEST)
-
-
-def squared_norm(gradient: Any) -> Float[Array, " L"]:
-    """‖g^l‖² of every layer, w and b together, of one gradient."""
-    return jnp.stack([sum(jnp.sum(square(leaf)) for leaf in layer) for layer in gradient])
-
-
-def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
-    """‖g_i^l‖² = ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example and layer, (B, L). Cost: 2/3.
-
-    The backward pass stops at δ: no weight gradient is formed. Goodfellow, "Efficient Per-Example
-    Gradient Computations", 2015, arXiv:1510.01799.
-    """
-    return jnp.stack(
-        [squared_rows(delta) * (1 + squared_rows(a)) for delta, a in rank_one(factors)],
-        axis=-1,
-    )
-
-
-def squared_norms(factors: Factors) -> Float[Array, " B"]:
-    """‖g_i‖² = Σ_l ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example, (B,). Cost: 2/3.
-
-    Goodfellow, 2015, arXiv:1510.01799.
-
-    >>> import jax, jax.numpy as jnp
-    >>> import jbackprop as jb
-    >>> net = jb.Network((2, 1))
-    >>> params = [(jnp.ones((1, 2)), jnp.zeros(1))]
-    >>> factors = jb.backprop(net, params, jnp.array([[2.0, 0.0]]), jnp.array([[1.0]]))
-    >>> jb.squared_norms(factors).tolist()  # δ = 1 and ã = (2, 0, 1)
-    [5.0]
-    """
-    return jnp.sum(layer_squared_norms(factors), axis=-1)
-
-
-def second_moment(factors: Factors) -> Params:
-    """Σ_i w_i g_i ⊙ g_i / Σ_i w_i, element by element: the mean square, not centred. Cost: 4/3.
-
-    Its sum over elements is the numerator of the diagonal Takeuchi criterion: see `takeuchi`. Of a
-    population it is an unbiased estimate; 0 where all weights are 0.
-    """
-    squares = [(square(delta), square(a)) for delta, a in rank_one(factors)]
-    total = weighted_sum(squares, factors.weight)
-    return jax.tree.map(lambda g: g * over_total(factors.weight), total)
-
-
-def variance(factors: Factors) -> Params:
-    """Σ_i w_i g_i ⊙ g_i / Σ_i w_i - ḡ ⊙ ḡ, element by element, and never below 0. Cost: 4/3.
-
-    The variance within the batch; as an estimate of a population's it is too small by the factor
-    1 - 1/B (1 - κ with weights, κ as in `noise_scale`).
-    """
-    return jax.tree.map(
-        lambda moment, mean: jnp.maximum(moment - square(mean), 0),
-        second_moment(factors),
-        mean_gradient(factors),
-    )
+def directions(rows: Float[Array, "B n"]) -> tuple[Array, Array]:
+    """v_i / ‖v_i‖ and ‖v_i‖."""
+    size = norms_of_rows(rows)
+    return wide(rows) / jnp.where(size == 0, 1, size)[:, None], size
 
 
 def inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
@@ -110,11 +46,33 @@ def inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
     Raises:
         ValueError: direction has other shapes than a gradient of these factors.
     """
+    return _inner_products(factors, as_direction(factors, direction))
+
+
+@jax.jit
+def _inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
+    layers = [*zip(rank_one(factors), direction, strict=True)]
+    plain = plain_inner_products(factors, direction)
+
+    def careful() -> Array:
+        """The same as ‖g_i‖ times a projection of its direction."""
+        total = jnp.zeros_like(factors.weight)
+        for (delta, a), (w, b) in layers:
+            (d, size), (augmented, length) = directions(delta), directions(with_one(a))
+            shift = jnp.einsum("bk,jk->bj", augmented, jnp.concatenate([w, b[:, None]], axis=1))
+            length = jnp.where(size == 0, 1, length)  # a δ of 0 passes no infinity on
+            total += jnp.einsum("bj,bj->b", d, shift) * size * length
+        return total
+
+    return unless(in_range(factors), lambda: plain, careful)
+
+
+def plain_inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
+    """Σ_l δ_i^l · (V^l a_i^{l-1} + v^l), where that is in range."""
     total = jnp.zeros_like(factors.weight)
-    layers = as_direction(factors, direction)
-    for (delta, a), (w, b) in zip(rank_one(factors), layers, strict=True):
-        shift = jnp.einsum("bk,jk->bj", a, w) + b[None]
-        total += jnp.einsum("bj,bj->b", wide(delta), wide(shift))
+    for (delta, a), (w, b) in zip(rank_one(factors), direction, strict=True):
+        shift = jnp.einsum("bk,jk->bj", wide(a), wide(w)) + wide(b)[None]
+        total += jnp.einsum("bj,bj->b", wide(delta), shift)
     return total
 
 
@@ -130,84 +88,56 @@ def gram(factors: Factors, other: Factors | None = None) -> Float[Array, "B B2"]
     """
     other = factors if other is None else other
     check_same_network(factors, other)
-    total = jnp.zeros((len(factors.weight), len(other.weight)), factors.weight.dtype)
-    for (delta, a), (delta2, a2) in zip(rank_one(factors), rank_one(other), strict=True):
-        total += _products(delta, delta2, total.dtype) * (1 + _products(a, a2, total.dtype))
-    return total
+    return _gram(factors, other)
 
 
-def _products(rows: Array, others: Array, dtype: Any) -> Array:
-    return jnp.einsum("in,jn->ij", rows, others, preferred_element_type=dtype)
+@jax.jit
+def _gram(factors: Factors, other: Factors) -> Float[Array, "B B2"]:
+    fine = in_range(factors) & in_range(other)
+    return products_of_all(rank_one(factors), rank_one(other), fine)
 
 
-class NoiseScale(NamedTuple):
-    """The noise of a mini-batch's gradient.
-
-    Attributes:
-        trace: tr Σ, the variance of one example's gradient, summed over parameters; unbiased.
-        squared_gradient: |G|², the squared norm of the population's gradient; unbiased, and so
-            below 0 for some batches where noise outweighs it.
-        scale: tr Σ / |G|², in examples: the batch size at which noise and gradient weigh the same.
-            Neither unbiased nor always positive: average the other two over steps, then divide.
-    """
-
-    trace: Scalar
-    squared_gradient: Scalar
-    scale: Scalar
+def products_of_all(one: Pairs, other: Pairs, fine: Bool[Array, ""]) -> Float[Array, "B B2"]:
+    """Σ_l (δ_i · δ'_j)(1 + a_i · a'_j); `fine` where the squares are in range."""
+    pairs = [(*pair, *pair2) for pair, pair2 in zip(one, other, strict=True)]
+    plain = sum(rank_one_products(*pair) for pair in pairs)
+    return unless(fine, lambda: plain, lambda: sum(_careful_products(*pair) for pair in pairs))
 
 
-def noise_scale(factors: Factors) -> NoiseScale:
-    """tr Σ and |G|², both unbiased, and their ratio. Cost: 1 beside the gradient.
-
-    With ḡ = Σ w_i g_i / Σ w, s = Σ w_i ‖g_i‖² / Σ w and κ = Σ w² / (Σ w)², which is 1/B without
-    weights: tr Σ = (s - ‖ḡ‖²) / (1 - κ) and |G|² = (‖ḡ‖² - κ s) / (1 - κ). With a single
-    example κ = 1, and all three are NaN; with none all are 0. McCandlish et al., "An Empirical
-    Model of Large-Batch Training", 2018, arXiv:1812.06162, appendix A.
-
-    >>> import jax, jax.numpy as jnp
-    >>> import jbackprop as jb
-    >>> net = jb.Network((2, 1))
-    >>> params = [(jnp.zeros((1, 2)), jnp.zeros(1))]
-    >>> factors = jb.backprop(net, params, jnp.zeros((2, 2)), jnp.array([[1.0], [3.0]]))
-    >>> jb.noise_scale(factors)._asdict()  # g = -1 and -3, in b alone
-    {'trace': Array(2., dtype=float32), 'squared_gradient': Array(3., dtype=float32), ...}
-    """
-    squared_mean = jnp.sum(squared_norm(mean_gradient(factors)))
-    kappa, spread = kappa_and_spread(factors, squared_mean)
-    squared_gradient = squared_mean - kappa * spread
-    return NoiseScale(spread, squared_gradient, ratio(spread, squared_gradient))
+def _products(rows: Array, others: Array) -> Array:
+    return jnp.einsum("in,jn->ij", rows, others, preferred_element_type=wide(rows).dtype)
 
 
-def ratio(a: Array, b: Array) -> Array:
-    """a / b, and 0 where a is 0: no gradient has no noise."""
-    return jnp.where(a == 0, 0, a / jnp.where(a == 0, 1, b))
+def rank_one_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array:
+    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs, where that is in range."""
+    return _products(delta, delta2) * (1 + _products(a, a2))
 
 
-def kappa_and_spread(factors: Factors, squared_mean: Array) -> tuple[Array, Array]:
-    """κ = Σ w² / (Σ w)², and tr Σ = (s - ‖ḡ‖²) / (1 - κ)."""
-    weight = factors.weight
-    kappa = jnp.sum(weight**2) * over_total(weight) ** 2
-    s = weighted_mean(squared_norms(factors), weight)
-    # one example that holds all the weight says nothing of a spread; κ may round to just below 1
-    alone = (jnp.sum(weight > 0) == 1) | (kappa >= 1)
-    return kappa, (s - squared_mean) / jnp.where(alone, jnp.nan, 1 - kappa)
+def _careful_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array:
+    """The same as ‖g_i‖ ‖g'_j‖ times two cosines."""
+    cosines, sizes = [], []
+    for rows, others in ((delta, delta2), (with_one(a), with_one(a2))):
+        (one, size), (two, size2) = directions(rows), directions(others)
+        cosines.append(_products(one, two))
+        sizes.append((size, size2))
+    (d, d2), (n, n2) = sizes
+    norms, norms2 = (x * jnp.where(x == 0, 1, y) for x, y in ((d, n), (d2, n2)))
+    return cosines[0] * cosines[1] * (norms[:, None] * norms2[None, :])
 
 
 def kronecker_factors(factors: Factors) -> tuple[tuple[Array, Array], ...]:
     """(A_l, D_l) of every layer: E[ã ãᵀ] with ã = (a^{l-1}, 1), and E[δ^l (δ^l)ᵀ]. Cost: 2.
 
-    Shapes (n_{l-1} + 1, n_{l-1} + 1) and (n_l, n_l); weighted means over the batch. Martens and
-    Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature", 2015,
-    arXiv:1503.05671.
+    Shapes (n_{l-1} + 1, n_{l-1} + 1) and (n_l, n_l); weighted means over the batch. δ belongs to
+    the targets t of the batch, so A ⊗ D stands for the *empirical* Fisher matrix E[g gᵀ]. The
+    Fisher matrix itself, and with it the Gauss-Newton matrix, takes t from the network's own
+    output: pass factors of targets drawn from it. Martens and Grosse, "Optimizing Neural Networks
+    with Kronecker-factored Approximate Curvature", 2015, arXiv:1503.05671; Kunstner et al.,
+    "Limitations of the Empirical Fisher Approximation", 2019, arXiv:1905.12558.
     """
-    share = factors.weight * over_total(factors.weight)
+    p = shares(factors.weight)
 
     def mean_outer(v: Array) -> Array:
-        weighted = (share[:, None] * wide(v)).astype(v.dtype)
-        return jnp.einsum("bi,bj->ij", weighted, v, preferred_element_type=share.dtype)
+        return jnp.einsum("bi,bj->ij", p[:, None] * v, v)
 
-    pairs = []
-    for delta, a in rank_one(factors):
-        one = jnp.ones((len(a), 1), a.dtype)
-        pairs.append((mean_outer(jnp.concatenate([a, one], axis=1)), mean_outer(delta)))
-    return tuple(pairs)
+    return tuple((mean_outer(with_one(a)), mean_outer(wide(d))) for d, a in rank_one(factors))

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.batch import example_costs
+from jbackprop.core.batch import as_batch, example_costs
 from jbackprop.core.checks import as_input, as_real, as_target, as_weight, check_size
 from jbackprop.core.costs import binary_cross_entropy
 from jbackprop.core.network import Network, as_layers
+from jbackprop.core.numerics import over_total, unit
 
 
 class Metrics(NamedTuple):
@@ -68,10 +69,12 @@ def evaluate(
     check_size("batch_size", size)
     t = as_real("t", t)
     as_target(net, t, dtype, lead=(n,))
-    weight = None if weight is None else as_weight(weight, n, dtype)
+    weight = None if weight is None else unit(as_weight(weight, n, dtype))
 
-    def sums(batch: Any) -> Any:
-        cost, y, t, weight = example_costs(net, layers, *batch)
+    def sums(rows: Any) -> Any:
+        batch = as_batch(net, layers, *rows)
+        cost, y, t = example_costs(net, layers, batch)
+        weight = batch.weight
         right = _right(net, y, t).astype(weight.dtype)
         right = jnp.where(jnp.isnan(cost), jnp.nan, right)
         terms = (jnp.ones_like(weight), cost.astype(weight.dtype), right)
@@ -87,8 +90,7 @@ def evaluate(
     if whole < n:
         totals = jax.tree.map(jnp.add, totals, sums(tail))
     present, cost, right = totals
-    share = 1 / jnp.where(present == 0, 1, present)
-    return Metrics(cost * share, right * share)
+    return Metrics(cost * over_total(present), right * over_total(present))
 
 
 def _right(net: Network, y: Array, t: Array) -> Array:

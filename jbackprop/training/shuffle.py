@@ -9,6 +9,8 @@ a Feistel network: in every round L ← L + h(R) mod a, then R ← R + h(L) mod 
 shift can be undone, so the whole is a bijection of 0 … ab-1. What comes out at n or above goes
 through again until it falls below: that "cycle walking" leaves a bijection of 0 … n-1 (Black and
 Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). With a ≈ b ≈ √n few numbers have to.
+One of a and b is even: a shift of an odd number of digits is an even permutation, so that with both
+of them odd no odd order would ever come.
 
 It shuffles; it is no cipher.
 """
@@ -29,7 +31,14 @@ def _rounds(n: int) -> int:
     return 16 if n < 1024 else 5
 
 
-def _hash(x: UInt32[Array, " m"], below: int) -> UInt32[Array, " m"]:
+def _bases(n: int) -> tuple[int, int]:
+    """a and b with ab ≥ n, near √n, one of them even."""
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    return (a, b + a * b % 2) if n > 1 else (1, 1)
+
+
+def _hash(x: UInt32[Array, " m"], below: Any) -> UInt32[Array, " m"]:
     """32 bits mixed (the finalizer of MurmurHash3, Appleby 2011), then scaled to 0 … below-1."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -37,7 +46,7 @@ def _hash(x: UInt32[Array, " m"], below: int) -> UInt32[Array, " m"]:
     return ((x >> 16) * jnp.uint32(below)) >> 16  # below ≤ 2^16, so that the product fits
 
 
-def _shifted(x: UInt32[Array, " m"], by: UInt32[Array, " m"], n: int) -> UInt32[Array, " m"]:
+def _shifted(x: UInt32[Array, " m"], by: UInt32[Array, " m"], n: Any) -> UInt32[Array, " m"]:
     """x + by mod n, for x and by below n."""
     total = x + by
     return jnp.where(total >= n, total - jnp.uint32(n), total)
@@ -80,9 +89,12 @@ def shuffled(key: Any, positions: Any, n: int) -> Int[Array, " m"]:
 
 @partial(jax.jit, static_argnames="n")
 def _shuffled(key: Any, positions: Any, inside: Any, n: int) -> Int[Array, " m"]:
-    a = math.isqrt(n - 1) + 1
-    b = -(-n // a)
+    a, b = _bases(n)
     secrets = jax.random.bits(key, (_rounds(n), 2), jnp.uint32)
+    return _walk(secrets, positions, inside, a, b, n)
+
+
+def _walk(secrets: Any, positions: Any, inside: Any, a: Any, b: Any, n: Any) -> Int[Array, " m"]:
 
     def one_round(halves: Any, secret: UInt32[Array, "2"]) -> Any:
         left, right = halves

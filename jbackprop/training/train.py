@@ -14,10 +14,10 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from jbackprop.core.backward import Rule, backpropagation, keep
-from jbackprop.core.batch import weighted_mean
 from jbackprop.core.checks import as_input, as_real, as_target, as_weight, check_key, check_size
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers, init
+from jbackprop.core.numerics import weighted_mean
 from jbackprop.training.shuffle import shuffled
 
 

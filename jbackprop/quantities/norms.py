@@ -1,0 +1,123 @@
+"""The norm of every example's gradient, from its factors: ‖g_i^l‖ = ‖δ_i^l‖ ‖ã_i^{l-1}‖.
+
+With ã = (a, 1), for w and b together. No gradient is formed: the backward pass stops at δ.
+Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv:1510.01799.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jbackprop.core.factors import Factors, rank_one
+from jbackprop.core.numerics import (
+    hypot,
+    norm,
+    norms_of_rows,
+    root,
+    safe_range,
+    square,
+    squared_rows,
+    unless,
+)
+
+Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer
+
+
+def _squares(pairs: Pairs) -> tuple[Array, Array]:
+    """‖δ_i^l‖² and 1 + ‖a_i^{l-1}‖², (B, L) each."""
+    delta = jnp.stack([squared_rows(d) for d, _ in pairs], axis=-1)
+    return delta, 1 + jnp.stack([squared_rows(a) for _, a in pairs], axis=-1)
+
+
+def _fine(delta: Array, a: Array) -> Bool[Array, "B L"]:
+    low, high = safe_range(delta.dtype)
+    return (delta >= low) & (delta <= high / a)
+
+
+def pairs_in_range(pairs: Pairs) -> Bool[Array, "B L"]:
+    """Whether squares of δ and a, and their products, lose nothing. (A δ of 0 is doubted.)"""
+    return _fine(*_squares(pairs))
+
+
+def in_range(factors: Factors) -> Bool[Array, ""]:
+    """Whether that is so for every row that is present."""
+    return jnp.all(pairs_in_range(rank_one(factors)) | (factors.weight == 0)[:, None])
+
+
+class Lengths(NamedTuple):
+    """‖δ_i^l‖ and ‖ã_i^{l-1}‖ of every example and layer, right over the whole range of a dtype."""
+
+    delta: Float[Array, "B L"]
+    a: Float[Array, "B L"]
+
+    @property
+    def product(self) -> Float[Array, "B L"]:
+        """‖g_i^l‖. A δ of 0 passes nothing on, however long a is."""
+        return self.delta * jnp.where(self.delta == 0, 1, self.a)
+
+
+@jax.jit
+def lengths(factors: Factors) -> Lengths:
+    """By squares, or the longer way where a square would be out of range."""
+    pairs = rank_one(factors)
+    delta, a = _squares(pairs)
+
+    def careful() -> Lengths:
+        columns = lambda norms: jnp.stack([*norms], axis=-1)
+        # the 1 that was added to a square matters to no choice of a scale
+        d = columns(norms_of_rows(v, s) for (v, _), s in zip(pairs, delta.T, strict=True))
+        b = columns(norms_of_rows(v, s) for (_, v), s in zip(pairs, a.T, strict=True))
+        return Lengths(d, hypot(b, jnp.ones_like(b)))
+
+    fine = jnp.all(_fine(delta, a) | (factors.weight == 0)[:, None])
+    return unless(fine, lambda: Lengths(root(delta), jnp.sqrt(a)), careful)
+
+
+def example_norms(factors: Factors) -> Float[Array, " B"]:
+    """‖g_i‖ of every example, right wherever it is a number of the dtype."""
+    return norm(lengths(factors).product)
+
+
+@jax.jit
+def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
+    """‖g_i^l‖² = ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example and layer, (B, L). Cost: 2/3.
+
+    Infinite or 0 only where the square itself is out of range. Goodfellow, 2015, arXiv:1510.01799.
+    """
+    return jnp.square(lengths(factors).product)
+
+
+@jax.jit
+def squared_norms(factors: Factors) -> Float[Array, " B"]:
+    """‖g_i‖² = Σ_l ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example, (B,). Cost: 2/3.
+
+    Goodfellow, 2015, arXiv:1510.01799.
+
+    >>> import jax, jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> net = jb.Network((2, 1))
+    >>> params = [(jnp.ones((1, 2)), jnp.zeros(1))]
+    >>> factors = jb.backprop(net, params, jnp.array([[2.0, 0.0]]), jnp.array([[1.0]]))
+    >>> jb.squared_norms(factors).round(4).tolist()  # δ = 1 and ã = (2, 0, 1)
+    [5.0]
+    """
+    return jnp.sum(layer_squared_norms(factors), axis=-1)
+
+
+def squared_norm(gradient: Any) -> Float[Array, " L"]:
+    """‖g^l‖² of every layer, w and b together, of one gradient."""
+    return jnp.stack([sum(jnp.sum(square(leaf)) for leaf in layer) for layer in gradient])
+
+
+def norm_of_layers(gradient: Any) -> Float[Array, " L"]:
+    """‖g^l‖ of every layer, w and b together, of one gradient of any size."""
+    low, high = safe_range(jnp.result_type(*jax.tree.leaves(gradient), jnp.float32))
+
+    def careful() -> Array:
+        flat = [jnp.stack([norms_of_rows(v.ravel()) for v in layer]) for layer in gradient]
+        return norm(jnp.stack(flat))
+
+    squared = squared_norm(gradient)
+    return unless(jnp.all((squared >= low) & (squared <= high)), lambda: root(squared), careful)
