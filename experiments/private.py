@@ -1,12 +1,13 @@
 """Private training, end to end: digits learnt by DP-SGD, and what the privacy costs.
 
 A step takes a Poisson sample (every example by itself, with probability q), clips every example's
-gradient to max_norm, adds them up, adds Gaussian noise of standard deviation σ max_norm, divides by
-the *expected* size of a sample, and descends. What has been spent, ε at a fixed δ, is counted by
+gradient to max_norm, adds them up, divides by the *expected* size of a sample, adds Gaussian noise
+of standard deviation σ max_norm over that size, and descends. What has been spent, ε at a fixed δ, is counted by
 Google's dp-accounting. Abadi et al., "Deep Learning with Differential Privacy", 2016,
 arXiv:1607.00133.
 """
 
+import secrets
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tyro
 from rich.console import Console
@@ -27,8 +29,11 @@ from experiments.common.data import Data, load
 
 COVERS = """\
 Covered: the parameters after every epoch, all of them together, against anyone who knows everything
-but whether one training example (one scan) was there: (ε, δ), adding or removing it.
-Each σ is a run of its own: to publish several is to spend the sum of them.
+but whether one training example (one scan) was put in or left empty: (ε, δ). An empty example still
+counts as one: their number is public, and with it rate, steps and capacity.
+Each σ is a run of its own, with its own parameters, samples and noise: to publish several is to
+spend the sum of their ε and of their δ. One with σ = 0 spends everything.
+The keys of these draws are as secret as the examples: with them the noise can be taken off.
 Not covered: a person who wrote several of the digits; the validation and test digits, which the
 accuracies are read from; the choice of these options, had it been made on this data; and attacks on
 floating-point arithmetic or on a random number generator that is none of cryptography's."""
@@ -50,8 +55,12 @@ class Options:
     epochs: int = 20
     delta: float = 1e-4
     """δ of (ε, δ), to be well below 1 over the number of examples."""
-    seed: int = 0
-    """Of the split, the parameters, the samples and the noise."""
+    split: int = 0
+    """Which digits are held out, a public number."""
+    seed: int | None = None
+    """Of parameters, samples and noise, to repeat a run; by default fresh entropy. A secret."""
+    record_seed: bool = False
+    """Write the seed beside the models: whoever reads it can take the noise off."""
     out: Path = Path("runs/private")
     """Where the run's folder is made."""
     data: Path | None = None
@@ -67,13 +76,15 @@ class Sampling(NamedTuple):
         examples: N, how many there are.
         expected: q N, the expected size of a sample, which the sum is divided by.
         steps: in an epoch, 1/q.
-        capacity: the rows that hold a sample; it is larger with probability below 1e-12 a step.
+        capacity: the rows that hold a sample.
+        overflow: the probability that a sample is larger, below 1e-12 a step; spent from δ.
     """
 
     examples: int
     expected: int
     steps: int
     capacity: int
+    overflow: float
 
 
 def sampling(examples: int, expected: int) -> Sampling:
@@ -81,51 +92,47 @@ def sampling(examples: int, expected: int) -> Sampling:
     one of the kind that is accounted for."""
     if not 1 <= expected <= examples:
         raise ValueError(f"expected_size: expected 1 to {examples}, got {expected}")
-    capacity = int(binom.isf(1e-12, examples, expected / examples)) + 1
-    return Sampling(examples, expected, max(1, examples // expected), min(examples, capacity))
+    rate = expected / examples
+    capacity = min(examples, int(binom.isf(1e-12, examples, rate)) + 1)
+    overflow = float(binom.sf(capacity, examples, rate))
+    return Sampling(examples, expected, max(1, examples // expected), capacity, overflow)
 
 
-def draw(plan: Sampling, key: Any) -> tuple[Any, Any, Any]:
-    """A Poisson sample: the rows (capacity,), their weights 1 or 0, and whether it did not fit."""
-    chosen = jax.random.bernoulli(key, plan.expected / plan.examples, (plan.examples,))
-    (rows,) = jnp.nonzero(chosen, size=plan.capacity, fill_value=0)
-    count = jnp.sum(chosen)
-    weight = (jnp.arange(plan.capacity) < count).astype(jnp.float32)
-    return rows, weight, count > plan.capacity
+def run_keys(seed: int | None, runs: int) -> Any:
+    """A key for every run, (runs,): of two with one key, each would take off the other's noise."""
+    if seed is None:
+        words = jax.random.key_data(jax.random.key(0))
+        entropy = np.frombuffer(secrets.token_bytes(words.nbytes), np.uint32)
+        key = jax.random.wrap_key_data(jnp.asarray(entropy.reshape(words.shape)))
+    else:
+        key = jax.random.key(seed)
+    return jax.random.split(key, runs)
 
 
-def released(max_norm: float, expected: int) -> Callable[[jb.Factors], jb.Params]:
-    """Σ_i clip(g_i) / expected. One example moves the sum by at most max_norm, whatever the rest
-    is: the divisor is fixed, where a mean's would depend on who is there."""
-
-    def gradient(factors: jb.Factors) -> jb.Params:
-        total = jb.sum_gradient(jb.clip(factors, max_norm))
-        return jax.tree.map(lambda g: g / expected, total)
-
-    return gradient
-
-
-def make_optimizer(options: Options, sigma: float) -> optax.GradientTransformation:
-    """Noise of standard deviation σ max_norm / expected, then gradient descent."""
-    sgd = optax.sgd(options.learning_rate)
-    if sigma == 0:
-        return sgd
-    deviation = sigma * options.max_norm / options.expected_size
-    return optax.chain(optax.add_noise(deviation**2, 0.0, key=options.seed + 1), sgd)
+def start(
+    net: jb.Network, options: Options, sigma: float, key: Any
+) -> tuple[optax.GradientTransformation, jb.TrainState]:
+    """Optimizer and state of one run: its parameters, samples and noise all come from its key."""
+    for_state, for_noise = jax.random.split(key)
+    noise = jb.gaussian_noise(sigma, options.max_norm, options.expected_size, for_noise)
+    optimizer = optax.chain(noise, optax.sgd(options.learning_rate))
+    return optimizer, jb.init_state(net, optimizer, for_state)
 
 
 def epoch(
-    net: jb.Network, optimizer: Any, gradient: Any, plan: Sampling, x: Any, t: Any
+    net: jb.Network, optimizer: Any, options: Options, plan: Sampling, x: Any, t: Any
 ) -> Callable[[jb.TrainState], tuple[jb.TrainState, Any]]:
     """(state) -> (state, whether a sample did not fit): one compiled loop."""
+    gradient = jb.clipped_sum(options.max_norm, plan.expected)
 
     def step(state: jb.TrainState, _: Any) -> tuple[jb.TrainState, Any]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 0)
-        rows, weight, overflow = draw(plan, key)
+        rate = plan.expected / plan.examples
+        index, weight = jb.poisson_sample(key, plan.examples, rate, plan.capacity)
         state, _ = jb.train_step(
-            net, optimizer, state, x[rows], t[rows], weight=weight, gradient=gradient
+            net, optimizer, state, x[index], t[index], weight=weight, gradient=gradient
         )
-        return state, overflow
+        return state, jnp.isnan(weight).any()
 
     @partial(jax.jit, donate_argnums=0)
     def loop(state: jb.TrainState) -> tuple[jb.TrainState, Any]:
@@ -136,7 +143,11 @@ def epoch(
 
 
 class Accountant:
-    """ε spent so far, at a fixed δ: losses of subsampled Gaussian mechanisms, composed."""
+    """ε spent so far, at a fixed δ: losses of subsampled Gaussian mechanisms, composed.
+
+    An example that is left empty contributes 0 to the sum where it is drawn, so the mechanism is
+    that of adding or removing one, at a rate that stays as it is. What is lost where a sample does
+    not fit counts towards δ."""
 
     def __init__(self, sigma: float, plan: Sampling, delta: float) -> None:
         try:
@@ -152,12 +163,14 @@ class Accountant:
             plan.expected / plan.examples, dp_accounting.GaussianDpEvent(sigma)
         )
         self.event = dp_accounting.SelfComposedDpEvent(sampled, plan.steps)
+        self.overflow = plan.overflow * plan.steps
 
     def epoch(self) -> float:
         """ε after one more epoch; infinite without noise."""
         if self.sigma == 0:
             return float("inf")
         self.spent.compose(self.event)
+        self.delta -= self.overflow
         return float(self.spent.get_epsilon(self.delta))
 
 
@@ -168,6 +181,10 @@ def check(options: Options) -> None:
             raise ValueError(f"{name}: expected at least {low}, got {getattr(options, name)}")
     if not 0 < options.delta < 1:
         raise ValueError(f"delta: expected a number between 0 and 1, got {options.delta}")
+    if options.record_seed and options.seed is None:
+        raise ValueError("record_seed: expected a --seed to record, got none")
+    if len(set(options.noise)) < len(options.noise):
+        raise ValueError(f"noise: expected different numbers, got {options.noise}")
     for sigma in options.noise:
         if not 0 <= sigma < float("inf"):
             raise ValueError(f"noise: expected numbers of at least 0, got {sigma}")
@@ -185,14 +202,24 @@ def main(options: Options) -> int:
         options = replace(options, epochs=min(options.epochs, 2), noise=options.noise[:2])
     try:
         check(options)
-        data = load(options.data, options.seed)
+        data = load(options.data, options.split)
         plan = sampling(len(data.train.labels), options.expected_size)
-        accountants = {sigma: Accountant(sigma, plan, options.delta) for sigma in options.noise}
+        if options.delta >= 1 / plan.examples:
+            raise ValueError(
+                f"delta: expected less than 1/N = {1 / plan.examples:.2g}, got {options.delta:g}: "
+                "to publish one example chosen at random would be (0, 1/N)-private"
+            )
+        net = network(options, data)
+        jb.check_batch(net, *data.train)
+        runs = {}
+        for sigma, key in zip(options.noise, run_keys(options.seed, len(options.noise)), strict=True):
+            runs[sigma] = (Accountant(sigma, plan, options.delta), *start(net, options, sigma, key))
         folder = run.new_folder(options.out)
     except (ValueError, OSError, ImportError) as error:
         console.print(str(error), style="red", soft_wrap=True)
         return 2
-    run.write_config(folder, options, sampling=plan._asdict())
+    recorded = options if options.record_seed else replace(options, seed=None)
+    run.write_config(folder, recorded, sampling=plan._asdict())
     console.print(
         f"{plan.examples} digits; samples of {plan.expected} on average, q = "
         f"{plan.expected / plan.examples:.3f}, in {plan.capacity} rows; "
@@ -202,10 +229,11 @@ def main(options: Options) -> int:
     )
     curves: dict[float, list[dict[str, Any]]] = {}
     with run.stop_between_epochs() as asked:
-        for sigma, accountant in accountants.items():
+        for sigma, (accountant, optimizer, state) in runs.items():
+            loop = epoch(net, optimizer, options, plan, *map(jnp.asarray, data.train))
             try:
                 curves[sigma] = train(
-                    options, console, folder, data, plan, sigma, accountant, asked
+                    options, console, folder, net, data, sigma, loop, state, accountant, asked
                 )
             except OverflowError as error:
                 console.print(str(error), style="red", soft_wrap=True)
@@ -218,32 +246,32 @@ def main(options: Options) -> int:
     return 130 if asked else 0
 
 
+def network(options: Options, data: Data) -> jb.Network:
+    """A tanh network for the digits."""
+    sizes = (data.train.x.shape[1], *options.sizes, data.classes)
+    return jb.Network(sizes, jb.tanh, jb.softmax, jb.cross_entropy)
+
+
 def train(
     options: Options,
     console: Console,
     folder: Path,
+    net: jb.Network,
     data: Data,
-    plan: Sampling,
     sigma: float,
+    loop: Callable[[jb.TrainState], tuple[jb.TrainState, Any]],
+    state: jb.TrainState,
     accountant: Accountant,
     asked: list[int],
 ) -> list[dict[str, Any]]:
     """The epochs of one noise level: a line of ε and accuracy each."""
-    x, t = jnp.asarray(data.train.x), jnp.asarray(data.train.labels)
-    net = jb.Network(
-        (x.shape[1], *options.sizes, data.classes), jb.tanh, jb.softmax, jb.cross_entropy
-    )
-    optimizer = make_optimizer(options, sigma)
-    state = jb.init_state(net, optimizer, jax.random.key(options.seed))
-    gradient = released(options.max_norm, plan.expected)
-    loop = epoch(net, optimizer, gradient, plan, x, t)
     rows = []
     for number in range(1, options.epochs + 1):
         state, overflow = loop(state)
         if overflow:
             raise OverflowError(
-                f"A sample was larger than {plan.capacity} rows, which the accounting has no room "
-                f"for. Nothing of σ = {sigma:g} may be published; run again with another --seed."
+                "A sample was larger than its rows, which the accounting has no room for. "
+                f"Nothing of σ = {sigma:g} may be published; run it again with other randomness."
             )
         spent = accountant.epoch()
         test, validation = (

@@ -78,6 +78,7 @@ from jbackprop.quantities.scores import el2n, grand, influence
 from jbackprop.quantities.spread import NoiseScale, noise_scale
 from jbackprop.quantities.statistics import gram, inner_products, kronecker_factors
 from jbackprop.training.metrics import Metrics, evaluate
+from jbackprop.training.privacy import gaussian_noise, poisson_sample
 from jbackprop.training.shuffle import shuffled
 from jbackprop.training.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
 
@@ -119,6 +120,7 @@ __all__ = [
     "evaluate",
     "example_gradients",
     "forward",
+    "gaussian_noise",
     "gelu",
     "gelu_exact",
     "gradients",
@@ -151,6 +153,7 @@ __all__ = [
     "observe_all",
     "orthogonality_test",
     "plot_panel",
+    "poisson_sample",
     "predict",
     "propagate",
     "relu",

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jbackprop.core.checks import as_numbers, check_positive
 from jbackprop.core.factors import Factors, mean_gradient, sum_gradient
 from jbackprop.core.network import Params
-from jbackprop.core.numerics import wide
+from jbackprop.core.numerics import norm, wide
 from jbackprop.quantities.arguments import as_limit
 from jbackprop.quantities.norms import example_norms, lengths
 
@@ -71,10 +71,10 @@ def longest_row(factors: Factors) -> int:
     return max(v.shape[1] for v in (*factors.tape.a, *factors.delta))
 
 
-def shrink(norm: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
+def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
     """min(1, max_norm / norm): 1 where the norm is 0, and NaN only where something is NaN."""
-    inside = norm <= max_norm
-    return jnp.where(inside, 1, max_norm / jnp.where(inside, 1, norm))
+    inside = norms <= max_norm
+    return jnp.where(inside, 1, max_norm / jnp.where(inside, 1, norms))
 
 
 def clip(factors: Factors, max_norm: Any) -> Factors:
@@ -127,8 +127,8 @@ def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
     arXiv:2206.07136.
     """
     gamma = as_limit("gamma", gamma, (), factors.weight.dtype)
-    norm = rounded_up(example_norms(factors), longest_row(factors)) + gamma
-    return _scale_layers(factors, (1 / jnp.where(norm == 0, 1, norm))[:, None])
+    norms = rounded_up(example_norms(factors), longest_row(factors)) + gamma
+    return _scale_layers(factors, (1 / jnp.where(norms == 0, 1, norms))[:, None])
 
 
 def clipped_mean(max_norm: Any) -> Callable[[Factors], Params]:
@@ -152,7 +152,9 @@ def clipped_sum(max_norm: Any, divisor: Any) -> Callable[[Factors], Params]:
 
     The gradient of DP-SGD before its noise: the divisor is the *expected* size of a sample, which
     does not depend on who is in it, so that one example moves the result by at most
-    max_norm / divisor (with weights of 0 and 1). `gaussian_noise` adds the noise. Abadi et al.,
+    max_norm / divisor (with weights of 0 and 1). An example whose gradient is no finite number
+    cannot be bounded, and counts as 0: a sum of NaN would tell that it is there. (Parameters that
+    are NaN remain so, and their cost with them.) `gaussian_noise` adds the noise. Abadi et al.,
     2016, arXiv:1607.00133, algorithm 1.
 
     The same function for the same numbers, so that it compiles once. Raises as `clip`, and
@@ -173,8 +175,16 @@ def clipped_sum(max_norm: Any, divisor: Any) -> Callable[[Factors], Params]:
 @functools.cache
 def _clipped_sum(max_norm: float, divisor: float) -> Callable[[Factors], Params]:
     def gradient(factors: Factors) -> Params:
-        total = sum_gradient(clip(factors, max_norm))
-        return jax.tree.map(lambda g: g / divisor, total)
+        found = lengths(factors)
+        finite = (jnp.isfinite(found.delta) & jnp.isfinite(found.a)).all(axis=1)
+        keep = lambda leaves: tuple(jnp.where(finite[:, None], v, 0) for v in leaves)
+        tape = factors.tape._replace(a=keep(factors.tape.a))
+        c = shrink(rounded_up(norm(found.product), longest_row(factors)), max_norm)
+        bounded = _scale_layers(
+            factors._replace(delta=keep(factors.delta), tape=tape),
+            jnp.where(finite, c, 0)[:, None],
+        )
+        return jax.tree.map(lambda g: g / divisor, sum_gradient(bounded))
 
     return gradient
 
