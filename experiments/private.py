@@ -2,8 +2,8 @@
 
 A step takes a Poisson sample (every example by itself, with probability q), clips every example's
 gradient to max_norm, adds them up, divides by the *expected* size of a sample, adds Gaussian noise
-of standard deviation σ max_norm over that size, and descends. What has been spent, ε at a fixed δ, is counted by
-Google's dp-accounting. Abadi et al., "Deep Learning with Differential Privacy", 2016,
+of standard deviation σ max_norm over that size, and descends. What has been spent, ε at a fixed δ,
+is counted by Google's dp-accounting. Abadi et al., "Deep Learning with Differential Privacy", 2016,
 arXiv:1607.00133.
 """
 
@@ -212,7 +212,8 @@ def main(options: Options) -> int:
         net = network(options, data)
         jb.check_batch(net, *data.train)
         runs = {}
-        for sigma, key in zip(options.noise, run_keys(options.seed, len(options.noise)), strict=True):
+        keys = run_keys(options.seed, len(options.noise))
+        for sigma, key in zip(options.noise, keys, strict=True):
             runs[sigma] = (Accountant(sigma, plan, options.delta), *start(net, options, sigma, key))
         folder = run.new_folder(options.out)
     except (ValueError, OSError, ImportError) as error:

@@ -35,13 +35,15 @@ EXACT = {
     "softplus": lambda z: mp.log(1 + mp.exp(z)),
     "silu": lambda z: z * _logistic(z),
     "gelu": lambda z: z / 2 * (1 + mp.tanh(mp.sqrt(2 / mp.pi) * (z + mp.mpf("0.044715") * z**3))),
-    "gelu_exact": lambda z: z / 2 * mp.erfc(-z / mp.sqrt(2)),
+    "gelu_exact": lambda z: (  # beyond 200 it is z or 0 to 8,000 digits
+        z / 2 * mp.erfc(-z / mp.sqrt(2)) if abs(z) < 200 else max(z, mp.mpf(0))
+    ),
     "mish": lambda z: z * mp.tanh(mp.log(1 + mp.exp(z))),
     "softsign": lambda z: z / (1 + abs(z)),
     "hard_tanh": lambda z: min(max(z, mp.mpf(-1)), mp.mpf(1)),
     "hard_sigmoid": lambda z: min(max(z + 3, mp.mpf(0)), mp.mpf(6)) / 6,
     "relu6": lambda z: min(max(z, mp.mpf(0)), mp.mpf(6)),
-    "squareplus": lambda z: (z + mp.sqrt(z**2 + 4)) / 2,
+    "squareplus": lambda z: (z + mp.sqrt(z**2 + 4)) / 2 if z > 0 else 2 / (mp.sqrt(z**2 + 4) - z),
     "log_sigmoid": lambda z: -mp.log(1 + mp.exp(-z)),
 }
 
@@ -79,9 +81,11 @@ COSTS = {
 def exact(name, z):
     """(f(z), f'(z)) as Python floats, right to the last digit."""
     z, f = mp.mpf(float(z)), EXACT[name]
-    h = mp.mpf(10) ** -25
-    # far from 0 the tails need every digit: differentiate with the precision that they need
-    with mp.workdps(60 + 2 * int(min(abs(z), 400))):
+    h = mp.mpf(10) ** -25 * (abs(z) or 1)
+    # the tails need every digit until they are below any float, and near 0 the slope does
+    tail = int(min(abs(z), 1000) ** (3 if name == "gelu" else 1))
+    near = max(0, -int(mp.log10(abs(z)))) if z else 0
+    with mp.workdps(60 + 2 * near + (2 * tail if tail < 30_000 and abs(z) < 1000 else 0)):
         return float(f(z)), float((f(z + h) - f(z - h)) / (2 * h))
 
 

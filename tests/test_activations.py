@@ -46,16 +46,51 @@ def test_our_own_forward_pass_differentiates_to_our_slope(f):
     np.testing.assert_allclose(jax.vmap(jax.grad(f.f))(z), f.df(z), rtol=1e-5, atol=1e-6)
 
 
+def over_the_range(dtype):
+    """Numbers of either sign from the least to the largest of a dtype, and ±∞ beyond."""
+    info = jnp.finfo(dtype)
+    ends = float(info.tiny), float(info.max)
+    decades = np.linspace(*np.log10(ends), 16)[1:-1]
+    steps = (10.0**decades).tolist() + [0.3, 1, 2.5, 3, 6, 20, 40, 90, 300]
+    sizes = [*(s for s in steps if s < ends[1]), *ends, np.inf]
+    return jnp.array([0.0, *sizes, *(-s for s in sizes)]).astype(dtype)
+
+
+# At ±∞, where f and f' have limits; all else is as it is at the largest number.
+AT_INFINITY = {
+    "identity": (-np.inf, 1), "relu": (0, 0), "leaky_relu": (-np.inf, 0.01), "sigmoid": (0, 0),
+    "tanh": (-1, 0), "elu": (-1, 0), "celu": (-1, 0), "selu": (-1.7580993, 0), "softplus": (0, 0),
+    "silu": (0, 0), "gelu": (0, 0), "gelu_exact": (0, 0), "mish": (0, 0), "softsign": (-1, 0),
+    "hard_tanh": (-1, 0), "hard_sigmoid": (0, 0), "relu6": (0, 0), "squareplus": (0, 0),
+    "log_sigmoid": (-np.inf, 1),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("f", HIDDEN, ids=lambda f: f.name)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-def test_keeps_shape_and_dtype_and_stays_finite(f, dtype):
-    with jax.enable_x64(dtype == "float64"):
-        far = 1e4 if f == jb.squareplus else 1e30
-        z = jnp.array([[-far, -3, 0], [3, 104, far]], dtype)
-        for result in (f.f(z), f.df(z)):
-            assert result.shape == z.shape
-            assert result.dtype == z.dtype
-            assert jnp.isfinite(result).all()
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_right_over_the_whole_range_of_every_dtype(f, dtype):
+    with jax.enable_x64(dtype == "float64"), jax.debug_nans(True):
+        z = over_the_range(dtype)
+        info = jnp.finfo(dtype)
+        pair = [f.f(z), f.df(z)]
+        assert all(v.shape == z.shape and v.dtype == z.dtype for v in pair)
+        values, slopes = (np.asarray(v, np.float64) for v in pair)
+        zs = np.asarray(z, np.float64)
+        digits = 1e-12 if dtype == "float64" else 1e-6
+        floor = max(float(info.tiny), 0 if dtype == "float64" else FLUSHED) * 4
+        for at, value, slope in zip(zs, values, slopes, strict=True):
+            if np.isinf(at):
+                if at < 0:
+                    np.testing.assert_allclose((value, slope), AT_INFINITY[f.name], rtol=4e-3)
+                continue
+            true, true_slope = exact(f.name, at)
+            allowed = 4 * digits + float(info.eps)
+            out = abs(true) > float(info.max)
+            assert out or abs(value - true) <= allowed * abs(true) + floor, (at, value, true)
+            if at not in KINKS.get(f.name, []):
+                lost = FLOOR.get(f.name, 0) if dtype != "float64" else 1e-15
+                error = abs(slope - true_slope)
+                assert error <= allowed * abs(true_slope) + lost + floor, (at, slope, true_slope)
 
 
 @pytest.mark.parametrize("f", [*HIDDEN, jb.softmax], ids=lambda f: f.name)

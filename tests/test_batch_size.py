@@ -67,3 +67,32 @@ def test_one_example_is_nan_and_none_is_zero():
     assert all(jnp.isnan(test(one)) for test in tests)
     none = jb.backprop(NETS["softmax"], params, x, t, weight=jnp.zeros(6))
     assert [float(test(none)) for test in tests] == [0, 0, 0]
+
+
+def test_regression_with_targets_near_20_000_keeps_its_spread():
+    """Float32 loses the spread of such gradients in a difference of squares: 9.63 became 0."""
+    net = jb.Network((3, 4, 1))
+    params, x, _ = problem(net, batch=64)
+    t = 20_000 + 3 * jax.random.normal(jax.random.key(5), (64, 1))
+    case = Case(net, batch=64)
+    case.factors = factors = jb.backprop(net, params, x, t)
+    g = np.asarray([
+        np.concatenate([np.outer(d[i], a[i]).ravel() if part == "w" else d[i] for d, a in zip(
+            map(np.float64, factors.delta), map(np.float64, factors.tape.a[:-1]), strict=True)
+            for part in "wb"]) for i in range(64)
+    ])  # fmt: skip
+    spread = ((g - g.mean(0)) ** 2).mean(0)
+    assert spread.min() < 1e-5 * (g.mean(0) ** 2).max()
+    ours = np.concatenate([np.ravel(v) for v in jax.tree.leaves(jb.variance(factors))])
+    np.testing.assert_allclose(ours, spread, rtol=5e-5)
+    assert float(jb.noise_scale(factors).trace) == pytest.approx(spread.sum() * 64 / 63, rel=1e-5)
+    signal = np.concatenate([np.ravel(v) for v in jax.tree.leaves(jb.signal_to_noise(factors))])
+    np.testing.assert_allclose(signal, g.mean(0) ** 2 / spread, rtol=1e-4)
+
+
+def test_signal_to_noise_of_identical_rows_is_infinite_everywhere():
+    params, x, t = problem(NETS["softmax"])
+    same = jnp.repeat(x[:1], 6, axis=0), jnp.repeat(t[:1], 6, axis=0)
+    for weight in (None, jnp.array([1.0, 2, 0, 0.3, 1, 1])):
+        found = jb.signal_to_noise(jb.backprop(NETS["softmax"], params, *same, weight=weight))
+        assert all(jnp.isinf(leaf).all() for leaf in jax.tree.leaves(found))

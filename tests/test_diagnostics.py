@@ -53,6 +53,9 @@ def test_update_ratio():
     )
     updates = (jb.Layer(jnp.array([[0.0]]), jnp.array([-1.0])), params[1])
     close(jb.update_ratio(params, updates), np.array([0.2, 0.0]))
+    assert jb.update_ratio(params, (updates[0], params[0])).tolist()[1] == np.inf
+    huge = jax.tree.map(lambda v: 1e25 * v, (params, updates))
+    close(jb.update_ratio(*huge), np.array([0.2, 0.0]))
 
 
 def test_histograms_count_every_unit_of_every_present_example():
@@ -129,3 +132,45 @@ def test_a_network_without_hidden_layers_has_a_panel_too():
     state = jb.init_state(net, optax.sgd(0.1), jax.random.key(0), params=params)
     _, info = jb.train_step(net, optax.sgd(0.1), state, x, t, observe=jb.observe_all(net))
     assert info.observed.units.dead.shape == (0,)
+
+
+def test_histograms_leave_nan_out_and_refuse_unsorted_edges():
+    params, x, t = problem(NET)
+    factors = jb.backprop(NET, params, x.at[0].set(jnp.nan), t)
+    ours = jb.histograms(factors, [-1.0, 0.0, 1.0], [0.0])
+    assert ours.a.shape == (3, 4)
+    assert ours.delta.shape == (3, 2)
+    close(ours.a.sum(1), np.array([5 * 6, 5 * 5, 5 * 3]))
+    close(ours.delta.sum(1), np.array([5 * 6, 5 * 5, 5 * 3]))
+    for edges in ([0.0, 0.0], [1.0, 0.0], [0.0, np.nan], [], 3.0):
+        with pytest.raises(ValueError, match=r"^a_edges: expected"):
+            jb.histograms(factors, edges, [0.0])
+    traced = jax.jit(lambda edges: jb.histograms(factors, edges, [0.0]))(jnp.array([1.0, 0.0]))
+    assert jnp.isnan(traced.a).all()
+    assert not jnp.isnan(traced.delta).any()
+
+
+def test_shares_count_right_for_a_million_rows():
+    """A dead unit of a million examples, and a saturated one but for a single example."""
+    n = 1_000_000
+    z = jnp.zeros((n, 3)).at[:, 0].set(-1.0).at[:, 1].set(-1.0).at[8, 1].set(1.0).at[:, 2].set(1.0)
+    net = jb.Network((1, 3, 1), jb.relu)
+    empty = jnp.zeros((n, 1))
+    tape = jb.Tape((z, empty), (empty, jb.relu.f(z), empty))
+    factors = jb.Factors(jnp.zeros(n), tape, (z, empty), empty, jnp.ones(n))
+    found = jb.units(net, factors)
+    assert float(found.dead[0]) == pytest.approx(1 / 3)
+    assert float(found.saturated[0]) == pytest.approx((2 * n - 1) / (3 * n), rel=1e-7)
+    uneven = factors._replace(weight=jnp.arange(n) % 7 * 0.1)
+    assert float(jb.units(net, uneven).dead[0]) == pytest.approx(1 / 3)
+    assert float(jb.mean_gradient(uneven)[0].b[2]) == pytest.approx(1, rel=1e-6)
+
+
+def test_the_variance_of_the_panel_is_never_below_0():
+    params, x, t = problem(NET)
+    same = jnp.repeat(x[:1], 6, axis=0), jnp.repeat(t[:1], 6, axis=0)
+    state = jb.init_state(NET, optax.sgd(0.1), jax.random.key(0), params=params)
+    _, info = jb.train_step(NET, optax.sgd(0.1), state, *same, observe=jb.observe_all(NET))
+    assert info.observed.variance.tolist() == [0, 0, 0]
+    assert info.observed.noise.trace == 0
+    assert info.observed.delta.deviation.tolist() == [0, 0, 0]

@@ -225,3 +225,72 @@ def test_a_rule_whose_init_keeps_nothing_needs_no_feedback():
     params, x, t = problem(NET)
     rule = jb.Rule("wrapped", jb.backpropagation.delta, init=lambda net, params, key: ())
     assert_close(jb.backprop(NET, params, x, t, rule=rule), jb.backprop(NET, params, x, t), 0)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sums_of_small_floats_are_taken_in_float32(dtype):
+    """1,024 gradients of 100 add up to more than a float16 holds; weights of 1e-6 to less."""
+    net = jb.Network((1, 1))
+    params = (jb.Layer(jnp.zeros((1, 1), dtype), jnp.zeros(1, dtype)),)
+    x, t = jnp.ones((1024, 1)), jnp.full((1024, 1), -100.0)
+    half = jnp.tile(jnp.array([0.0, 3.0]), 512)
+    for weight in (None, jnp.full(1024, 1e-6), jnp.full(1024, 1e30), half):
+        factors = jb.backprop(net, params, x, t, weight=weight)
+        mean, total = jb.mean_gradient(factors), jb.sum_gradient(factors)
+        assert [float(g[0]) for g in (mean[0].w[0], mean[0].b)] == [100, 100]
+        assert mean[0].w.dtype == dtype
+        assert total[0].w.dtype == jnp.float32
+        expected = 100 * (1024 if weight is None else float(jnp.sum(weight)))
+        assert float(total[0].w[0, 0]) == pytest.approx(expected, rel=5e-3)
+        assert factors.cost.dtype == jnp.float32
+        assert float(jb.mean_cost(net, params, x, t, weight=weight)) == pytest.approx(5000)
+        clipped = jb.sum_gradient(jb.clip(factors, 1e-5))  # a float16 δ of 1e-7 would be 0
+        norms = jb.squared_norms(jb.clip(factors, 1e-5))
+        assert float(norms.max()) == pytest.approx(1e-10, rel=1e-2)
+        assert jnp.isfinite(clipped[0].w).all()
+        assert float(jb.noise_scale(factors).trace) == pytest.approx(0, abs=1e-3)
+        assert float(jb.variance(factors)[0].b[0]) == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize("pair", HEADS, ids=head_name)
+def test_the_slope_of_the_mean_cost_in_a_weight_of_0_is_its_limit(pair):
+    """(C_i - C̄) / Σw: where learning to reweight starts."""
+    net = jb.Network((4, 5, 3), jb.tanh, *pair)
+    params, x, t = problem(net)
+    weight = jnp.array([1.0, 0, 2, 1, 0, 0.5])
+    t, x = t.at[4].set(jnp.nan), x.at[4].set(jnp.nan)
+    slope = jax.jit(jax.grad(lambda w: jb.mean_cost(net, params, x, t, weight=w)))
+    costs = jb.backprop(net, params, x, t).cost
+    mean = jb.mean_cost(net, params, x, t, weight=weight)
+    expected = ((costs - mean) / jnp.sum(weight)).at[4].set(-mean / jnp.sum(weight))
+    assert_close(slope(weight)[:4], expected[:4])
+    assert jnp.isfinite(slope(weight)).all()
+    near = slope(weight.at[1].set(1e-4))
+    np.testing.assert_allclose(slope(weight)[1], near[1], rtol=1e-2, atol=1e-4)
+
+
+def test_learning_to_reweight_has_its_slope_through_the_gradient_too():
+    """∂/∂w_i of the cost elsewhere after a step: -η ⟨g_i - ḡ, ∇⟩ / Σw, also at w_i = 0."""
+    params, x, t = problem(NET)
+    weight = jnp.array([1.0, 0, 1, 1, 0, 1])
+    inner = jax.grad(lambda p, w: jb.mean_cost(NET, p, x, t, weight=w))
+    after = lambda w: jb.mean_cost(NET, jb.sgd_step(params, inner(params, w), 0.1), x[:2], t[:2])
+    slope = jax.jit(jax.grad(after))(weight)
+    moved = jb.sgd_step(params, inner(params, weight), 0.1)
+    outer = jax.grad(lambda p: jb.mean_cost(NET, p, x[:2], t[:2]))(moved)
+    every = jb.inner_products(jb.backprop(NET, params, x, t), outer)
+    expected = -0.1 * (every - weight @ every / 4) / 4
+    np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.inf, -jnp.inf, 1e39, -1.0, float("nan")])
+def test_a_weight_is_finite(bad):
+    params, x, t = problem(NET)
+    weight = [1.0, 1, bad, 1, 1, 1]
+    with pytest.raises(ValueError, match=r"^weight: expected finite numbers .* at row 2"):
+        jb.backprop(NET, params, x, t, weight=weight)
+    traced = jax.jit(lambda w: jb.mean_gradient(jb.backprop(NET, params, x, t, weight=w)))
+    if bad != 1e39:
+        assert jnp.isnan(traced(jnp.array(weight))[0].w).all()
+    with pytest.raises(ValueError, match=r"^weight: expected 0 or numbers of at least 1.18e-38"):
+        jb.backprop(NET, params, x, t, weight=[1.0, 1, 1e-40, 1, 1, 1])

@@ -50,7 +50,7 @@ MUTANTS = {
         "heads", "return passed - y * jnp.sum(passed)", "return passed * (1 - y)"),
     "t need not sum to one": ("heads", "return y * jnp.sum(t) - t", "return y - t"),
     "the slide's sign": (
-        "heads", "jnp.sum(times(t, softplus, -z, jnp.inf) +", "-jnp.sum(times(t, softplus, -z, jnp.inf) +"),
+        "heads", "return jnp.sum(times(t, softplus", "return -jnp.sum(times(t, softplus"),
     "heads do not fuse": (
         "heads", "_CLOSED.get((output, cost, label), Head(value, delta))", "Head(value, delta)"),
     # the batch

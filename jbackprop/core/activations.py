@@ -195,7 +195,7 @@ def _d_gelu(z: Z) -> Z:
 
 @_widened
 def _gelu_exact(z: Z) -> Z:
-    return jnp.maximum(z, -40) * jax.lax.erfc(-z * math.sqrt(0.5)) / 2
+    return jnp.maximum(z, -40) * (jax.lax.erfc(-z * math.sqrt(0.5)) / 2)
 
 
 @_widened

@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 from jbackprop.core.factors import Factors, mean_gradient, rank_one
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import (
+    hypot,
     norm,
     norms_of_rows,
     ratio,
@@ -108,21 +109,20 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
 
 
 def _careful_along_mean(factors: Factors, p: Array) -> Array:
-    """By deviations, layer by layer: ⟨g_i - ḡ, ḡ⟩ = d_i · Ḡ ã_i + Ḡᵀ δ̄ · e_i, less its mean."""
+    """By deviations, layer by layer: ⟨g_i - ḡ, ḡ⟩ = d_i · Ḡ ã_i + δ̄ · Ḡ e_i, less its mean."""
     mean = jax.tree.map(wide, mean_gradient(factors))
     length = norm(norm_of_layers(mean))
     length = jnp.where(length == 0, 1, length)
     found = jnp.zeros_like(p)
     for (delta, a), layer in zip(centred(factors, p), mean, strict=True):
-        g = jnp.concatenate([layer.w, layer.b[:, None]], axis=1) / length
-        scale = delta.unit / length * a.unit
-        shift = jnp.einsum("bk,jk->bj", a.rows, g)
+        w, b = layer.w / length, layer.b / length
+        shift = jnp.einsum("bk,jk->bj", a.rows * a.unit, w) + b[None]
         plain = jnp.sum(delta.rows * shift, axis=1)
-        by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ (delta.mean @ g)
-        size = p @ (norms_of_rows(delta.rows) * norms_of_rows(a.rows))
-        parts = p @ (norms_of_rows(delta.away) * norms_of_rows(a.rows))
-        parts += norms_of_rows(delta.mean) * (p @ norms_of_rows(a.away))
-        product = scale * jnp.where(parts < size, by_parts, plain)
+        by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ (delta.mean @ w) * a.unit
+        rows, away = (hypot(norms_of_rows(v) * a.unit, jnp.ones_like(p)) for v in (a.rows, a.away))
+        size = p @ (norms_of_rows(delta.rows) * rows)
+        parts = p @ (norms_of_rows(delta.away) * rows) + norms_of_rows(delta.mean) * (p @ away)
+        product = delta.unit / length * jnp.where(parts < size, by_parts, plain)
         found += product - p @ product
     return jnp.where(p == 0, 0, found)
 
@@ -134,11 +134,8 @@ def signal_to_noise(factors: Factors) -> Params:
     of `variance`. Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of
     Parameters", 2020, arXiv:2001.07384.
     """
-    found = deviations(factors)
-    return tuple(
-        jax.tree.map(lambda g, v, u=of_layer: jnp.square(ratio(g / u, root(v))), mean, spread)
-        for mean, spread, of_layer in zip(*found, strict=True)
-    )
+    signal = lambda g, v, u: jnp.square(ratio(g / u, root(v)))
+    return jax.tree.map(signal, *deviations(factors))
 
 
 def takeuchi(factors: Factors, curvature: Any = None) -> Scalar:

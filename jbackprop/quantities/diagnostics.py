@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,13 +21,14 @@ from jbackprop.core.numerics import (
     ratio,
     root,
     shares,
+    unless,
     weighted_mean,
     wide,
 )
 from jbackprop.quantities.arguments import as_edges
 from jbackprop.quantities.batch_size import norm_test_of, split_tests_of
 from jbackprop.quantities.norms import lengths, norm_of_layers
-from jbackprop.quantities.spread import NoiseScale, noise_scale_of, spread
+from jbackprop.quantities.spread import SEEN, NoiseScale, noise_scale_of, spread
 
 
 class Spread(NamedTuple):
@@ -36,15 +38,32 @@ class Spread(NamedTuple):
     deviation: Float[Array, "*steps L"]
 
 
+@jax.jit
 def delta_norms(factors: Factors) -> Spread:
     """Mean and spread of ‖δ_i^l‖ over the batch, of every layer, (L,)."""
-    return _spread_of(lengths(factors).delta, shares(factors.weight))
+    return _spread_of(factors, lengths(factors).delta, shares(factors.weight))
 
 
-def _spread_of(norms: Float[Array, "B L"], p: Float[Array, " B"]) -> Spread:
+def _spread_of(factors: Factors, norms: Float[Array, "B L"], p: Float[Array, " B"]) -> Spread:
     mean = p @ norms
-    away = jnp.abs(norms - mean[None])
-    size = power_of_two(jnp.max(away, axis=0))
+    away = norms - mean[None]
+
+    def careful() -> Array:
+        # what one norm is longer than another is no difference of norms: for a row r of them all,
+        # ‖δ‖ - ‖r‖ = (δ - r) · (δ + r) / (‖δ‖ + ‖r‖)
+        columns = []
+        for delta, column in zip(factors.delta, norms.T, strict=True):
+            size = power_of_two(jnp.max(column))
+            rows, of_rows = wide(delta) / size, column / size
+            r, of_r = rows[jnp.argmax(p)], of_rows[jnp.argmax(p)]
+            longer = ratio(jnp.sum((rows - r[None]) * (rows + r[None]), axis=1), of_rows + of_r)
+            columns.append((longer - p @ longer) * size)
+        return jnp.where((p > 0)[:, None], jnp.stack(columns, axis=-1), 0)
+
+    present = jnp.where((p > 0)[:, None], away, 0)
+    clear = jnp.all(jnp.max(jnp.abs(present), axis=0) >= SEEN**2 * mean)
+    away = unless(clear, lambda: present, careful)
+    size = power_of_two(jnp.max(jnp.abs(away), axis=0))
     return Spread(mean, root(p @ jnp.square(away / size[None])) * size)
 
 
@@ -186,7 +205,7 @@ def observe_all(net: Network) -> Callable[..., Panel]:
             orthogonality_test=across,
             gradient_norm=found.norms_of_mean,
             variance=found.traces,
-            delta=_spread_of(found.lengths.delta, found.share.p),
+            delta=_spread_of(factors, found.lengths.delta, found.share.p),
             units=units(net, factors),
             update_ratio=update_ratio(state.params, updates),
         )

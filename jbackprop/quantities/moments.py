@@ -1,18 +1,18 @@
 """Element by element: the second moment of the examples' gradients, and their variance.
 
-    g_i ⊙ g_i = (δ_i ⊙ δ_i) (ã_i ⊙ ã_i)ᵀ, and with δ_i = δ̄ + d_i, ã_i = ā + e_i about their means
-    Σ p_i (g_i - ḡ)² = Σ p_i d_i² ã_i² + 2 δ̄ Σ p_i d_i ã_i e_i + δ̄² Σ p_i e_i² - (Σ p_i d_i e_i)²
+    g_i ⊙ g_i = (δ_i ⊙ δ_i) (a_i ⊙ a_i)ᵀ, and with δ_i = δ̄ + d_i, a_i = ā + e_i about their means
+    Σ p_i (g_i - ḡ)² = Σ p_i d_i² a_i² + 2 δ̄ Σ p_i d_i a_i e_i + δ̄² Σ p_i e_i² - (Σ p_i d_i e_i)²
 
 Where the mean dwarfs the spread the second line keeps what Σ p_i g_i² - ḡ² loses. As in
 `spread.py`, it is asked for only where that loss is seen, and of the two the one whose terms are
 smaller is taken: here entry by entry.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jbackprop.core.factors import Factors, mean_gradient, rank_one, weighted_sum
 from jbackprop.core.network import Layer, Params
@@ -27,8 +27,8 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
-from jbackprop.quantities.norms import in_range, lengths
-from jbackprop.quantities.spread import SEEN, centred, product_of_deviations, with_one
+from jbackprop.quantities.norms import in_range
+from jbackprop.quantities.spread import SEEN, centred, product_of_deviations
 
 
 @jax.jit
@@ -38,13 +38,8 @@ def second_moment(factors: Factors) -> Params:
     Its sum over elements is the numerator of the diagonal Takeuchi criterion: see `takeuchi`. Of a
     population it is an unbiased estimate; 0 where all weights are 0.
     """
-    return unless(
-        in_range(factors),
-        lambda: _squares(factors),
-        lambda: tuple(
-            _layer(squares * of_layer**2) for squares, of_layer in _balanced_squares(factors)
-        ),
-    )
+    careful = lambda: tuple(_in_units(*found) for found in _balanced_squares(factors))
+    return unless(in_range(factors), lambda: _squares(factors), careful)
 
 
 def _squares(factors: Factors) -> Params:
@@ -53,33 +48,40 @@ def _squares(factors: Factors) -> Params:
     return jax.tree.map(lambda g: g * over_total(weight), weighted_sum(squares, weight))
 
 
-def _layer(matrix: Float[Array, "n_out n_in1"]) -> Layer:
-    return Layer(matrix[:, :-1], matrix[:, -1])
+def _in_units(layer: Layer, units: Layer) -> Layer:
+    """Squares times units²; one after the other, since a unit's square may be out of range."""
+    return jax.tree.map(lambda v, u: v * u * u, layer, units)
 
 
-def _balanced_squares(factors: Factors) -> list[tuple[Array, Array]]:
-    """(Σ p_i g_i² / unit², unit) of every layer: both factors of an example made equally long."""
-    norms, p = lengths(factors).product, shares(factors.weight)
-    found = []
-    for (delta, a), column in zip(rank_one(factors), norms.T, strict=True):
-        of_layer = power_of_two(jnp.max(column))
-        length = root(column / of_layer)
+def _balanced_squares(factors: Factors) -> list[tuple[Layer, Layer]]:
+    """(Σ p_i g_i² / unit², unit) of every layer, w and b: both factors of w made equally long."""
+    p, found = shares(factors.weight), []
 
-        def of_length(rows: Array, length: Array = length) -> Array:
-            size = norms_of_rows(rows)
-            return rows / jnp.where(size == 0, 1, size)[:, None] * length[:, None]
+    def balanced(delta: Array, a: Array) -> tuple[Array, Array]:
+        sizes = norms_of_rows(delta), norms_of_rows(a)
+        product = sizes[0] * jnp.where(sizes[0] == 0, 1, sizes[1])
+        largest = power_of_two(jnp.max(product))
+        length = root(product / largest)
+        halves = (
+            square(v / jnp.where(size == 0, 1, size)[:, None] * length[:, None])
+            for v, size in zip((delta, a), sizes, strict=True)
+        )
+        return jnp.einsum("b,bj,bk->jk", p, *halves), largest
 
-        rows, columns = square(of_length(wide(delta))), square(of_length(with_one(a)))
-        found.append((jnp.einsum("b,bj,bk->jk", p, rows, columns), of_layer))
+    for delta, a in rank_one(factors):
+        delta, a = wide(delta), wide(a)
+        w, of_w = balanced(delta, a)
+        of_b = power_of_two(jnp.max(norms_of_rows(delta)))
+        found.append((Layer(w, p @ jnp.square(delta / of_b)), Layer(of_w, of_b)))
     return found
 
 
 class Deviations(NamedTuple):
-    """Element by element: Σ p_i (g_i - ḡ)² / unit² beside ḡ, with a unit for every layer."""
+    """Element by element: Σ p_i (g_i - ḡ)² / unit² beside ḡ, a unit for every w and b."""
 
     mean: Params
     variance: Params
-    unit: Float[Array, " L"]
+    unit: Any
 
 
 @jax.jit
@@ -89,34 +91,35 @@ def deviations(factors: Factors) -> Deviations:
     # worked out twice, once to look at: what passes through a condition is copied
     leaves = zip(jax.tree.leaves(moment), jax.tree.leaves(mean), strict=True)
     clear = jnp.stack([jnp.all(m - g**2 >= SEEN * m) for m, g in leaves]).all()
+    one = jnp.ones_like(factors.weight, shape=())
     variance, units = unless(
         clear & in_range(factors) | jnp.all(factors.weight == 0),
         lambda: (
             jax.tree.map(lambda m, g: m - g**2, moment, mean),
-            jnp.ones_like(factors.weight, shape=len(mean)),
+            tuple(Layer(one, one) for _ in mean),
         ),
         lambda: _careful_variance(factors, mean),
     )
     return Deviations(mean, variance, units)
 
 
-def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Float[Array, " L"]]:
+def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Any]:
     p = shares(factors.weight)
     products = lambda rows, columns: jnp.einsum("bj,bk->jk", p[:, None] * rows, columns)
     variances, units = [], []
     layers = zip(centred(factors, p), mean, _balanced_squares(factors), strict=True)
-    for (delta, a), layer, (moment, of_layer) in layers:
-        of_mean = jnp.concatenate([layer.w, layer.b[:, None]], axis=1) / of_layer
-        scale = jnp.square(delta.unit / of_layer * a.unit)
+    for (delta, a), layer, (moment, units_of) in layers:
+        scale = jnp.square(delta.unit / units_of.w * a.unit)
         own = scale * products(delta.away**2, a.rows**2)
         mixed = scale * 2 * delta.mean[:, None] * products(delta.away, a.rows * a.away)
         other = scale * jnp.outer(delta.mean**2, p @ a.away**2)
-        both = jnp.square(product_of_deviations(delta, a, layer) / of_layer)
-        smaller = own + jnp.abs(mixed) + other < moment
-        variance = jnp.where(smaller, own + mixed + other - both, moment - of_mean**2)
-        variances.append(_layer(jnp.maximum(variance, 0)))
-        units.append(of_layer)
-    return tuple(variances), jnp.stack(units)
+        both = jnp.square(product_of_deviations(delta, a, layer) / units_of.w)
+        smaller = own + jnp.abs(mixed) + other < moment.w
+        by_parts, plain = own + mixed + other - both, moment.w - jnp.square(layer.w / units_of.w)
+        w = jnp.maximum(jnp.where(smaller, by_parts, plain), 0)
+        variances.append(Layer(w, p @ jnp.square(delta.away * (delta.unit / units_of.b))))
+        units.append(units_of)
+    return tuple(variances), tuple(units)
 
 
 def variance(factors: Factors) -> Params:
@@ -127,8 +130,5 @@ def variance(factors: Factors) -> Params:
     an entry's variance is below a sixteenth of its second moment: then every entry is worked out
     from deviations as well, by three more products.
     """
-    found = deviations(factors)
-    return tuple(
-        Layer(layer.w * of_layer**2, layer.b * of_layer**2)
-        for layer, of_layer in zip(found.variance, found.unit, strict=True)
-    )
+    _, variances, units = deviations(factors)
+    return tuple(_in_units(v, u) for v, u in zip(variances, units, strict=True))

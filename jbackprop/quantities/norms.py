@@ -111,6 +111,7 @@ def squared_norm(gradient: Any) -> Float[Array, " L"]:
     return jnp.stack([sum(jnp.sum(square(leaf)) for leaf in layer) for layer in gradient])
 
 
+@jax.jit
 def norm_of_layers(gradient: Any) -> Float[Array, " L"]:
     """‖g^l‖ of every layer, w and b together, of one gradient of any size."""
     low, high = safe_range(jnp.result_type(*jax.tree.leaves(gradient), jnp.float32))

@@ -5,9 +5,10 @@ With p_i = w_i / Σ w, ḡ = Σ p_i g_i and κ = Σ p_i² (1/B without weights):
     Σ p_i ‖g_i - ḡ‖² = Σ p_i ‖g_i‖² - ‖ḡ‖²,    and over 1 - κ it is unbiased: tr Σ
 
 Where the mean dwarfs the spread, nothing is left of that difference. Then δ_i = δ̄ + d_i and
-ã_i = ā + e_i are taken apart by their means, and what is subtracted is as small as the spread:
+a_i = ā + e_i are taken apart by their means, and what is subtracted is as small as the spread:
 
-    Σ p_i ‖g_i - ḡ‖² = Σ p_i [‖d_i‖² ‖ã_i‖² + 2 (δ̄ · d_i)(ã_i · e_i) + ‖δ̄‖² ‖e_i‖²] - ‖ḡ - δ̄ āᵀ‖²
+    for w:  Σ p_i [‖d_i‖² ‖a_i‖² + 2 (δ̄ · d_i)(a_i · e_i) + ‖δ̄‖² ‖e_i‖²] - ‖ḡ - δ̄ āᵀ‖²
+    for b:  Σ p_i ‖d_i‖²
 
 Where large δ meet small a (an outlier that saturates) the terms of the second form are the large
 ones. Both say how large their terms are, and the one with smaller terms is taken, layer by layer.
@@ -124,14 +125,16 @@ def _careful_spread(
         delta, a = pair
         s = p @ jnp.square(column / unit)
         m = sum(jnp.sum(square(wide(g) / unit)) for g in layer)
+        of_b = jnp.square(delta.unit / unit)
+        of_w = jnp.square(delta.unit / unit * a.unit)
         parts = [
-            p @ (squared_rows(delta.away) * squared_rows(a.rows)),
-            2 * (p @ ((delta.away @ delta.mean) * jnp.sum(a.rows * a.away, axis=1))),
-            jnp.sum(delta.mean**2) * (p @ squared_rows(a.away)),
+            of_b * (p @ squared_rows(delta.away)),
+            of_w * (p @ (squared_rows(delta.away) * squared_rows(a.rows))),
+            of_w * 2 * (p @ ((delta.away @ delta.mean) * jnp.sum(a.rows * a.away, axis=1))),
+            of_w * jnp.sum(delta.mean**2) * (p @ squared_rows(a.away)),
         ]
-        scale = jnp.square(delta.unit / unit * a.unit)
         both = jnp.sum(square(product_of_deviations(delta, a, layer) / unit))
-        by_parts, size = scale * sum(parts) - both, scale * sum(map(jnp.abs, parts))
+        size, by_parts = sum(map(jnp.abs, parts)), sum(parts) - both
         columns.append((jnp.maximum(jnp.where(size < s, by_parts, s - m), 0), m))
     around, squared_mean = (jnp.stack(column) for column in zip(*columns, strict=True))
     return around, squared_mean, units
@@ -146,29 +149,23 @@ class Centred(NamedTuple):
     unit: Float[Array, ""]
 
 
-def with_one(a: Float[Array, "B n"]) -> Float[Array, "B n1"]:
-    """ã = (a, 1), in float32 at least."""
-    return jnp.concatenate([wide(a), jnp.ones((len(a), 1), wide(a).dtype)], axis=1)
-
-
 def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Centred]]:
-    """δ^l and ã^{l-1} of every layer, about their means."""
+    """δ^l and a^{l-1} of every layer, about their means."""
 
     def about_mean(rows: Array) -> Centred:
         unit = power_of_two(jnp.max(norms_of_rows(rows)))
-        rows = rows / unit
+        rows = wide(rows) / unit
         # by deviations from one row: the mean of equal rows is that row, to the bit
         pivot = rows[jnp.argmax(p)]
         mean = pivot + p @ (rows - pivot[None])
         return Centred(rows, mean, jnp.where((p > 0)[:, None], rows - mean[None], 0), unit)
 
-    return [(about_mean(wide(d)), about_mean(with_one(a))) for d, a in rank_one(factors)]
+    return [(about_mean(delta), about_mean(a)) for delta, a in rank_one(factors)]
 
 
-def product_of_deviations(delta: Centred, a: Centred, mean: Layer) -> Float[Array, "n_out n_in1"]:
-    """Σ p_i d_i e_iᵀ = ḡ - δ̄ āᵀ, w and b side by side; 0 for b, whose ã is 1 for all."""
-    outer = (delta.mean * delta.unit)[:, None] * (a.mean * a.unit)[None, :-1]
-    return jnp.pad(wide(mean.w) - outer, ((0, 0), (0, 1)))
+def product_of_deviations(delta: Centred, a: Centred, mean: Layer) -> Float[Array, "n_out n_in"]:
+    """Σ p_i d_i e_iᵀ = ḡ - δ̄ āᵀ, for w. For b, whose a is 1, there is none."""
+    return wide(mean.w) - (delta.mean * delta.unit)[:, None] * (a.mean * a.unit)[None, :]
 
 
 class NoiseScale(NamedTuple):

@@ -25,7 +25,11 @@ from jbackprop.core.numerics import (
 )
 from jbackprop.quantities.arguments import as_direction, check_same_network
 from jbackprop.quantities.norms import Pairs, in_range
-from jbackprop.quantities.spread import with_one
+
+
+def with_one(a: Float[Array, "B n"]) -> Float[Array, "B n1"]:
+    """ã = (a, 1), in float32 at least."""
+    return jnp.concatenate([wide(a), jnp.ones((len(a), 1), wide(a).dtype)], axis=1)
 
 
 def directions(rows: Float[Array, "B n"]) -> tuple[Array, Array]:
