@@ -19,8 +19,11 @@ panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
 seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
 	$(RUN) -m experiments.common.seeds
 
+# Programs that were compiled once are kept: by the other worker, the next run, the wheel's tests.
+COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
+
 test: $(STAMP) ## every test and example, with line coverage of the package
-	$(RUN) -m pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=98
+	$(COMPILED) $(RUN) -m pytest -n auto --cov --cov-report=term-missing:skip-covered --cov-fail-under=98
 
 test-newest: ## the same tests on the newest Python and JAX of this machine
 	@newest=$$($(PYTHON) tools/newest_python.py) || { echo "No Python newer than the default here: its tests were not run."; exit 0; }; \
@@ -28,7 +31,7 @@ test-newest: ## the same tests on the newest Python and JAX of this machine
 
 test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
-	$(RUN) -m pytest -n auto --deselect tests/experiments/test_benchmark.py::test_the_whole_command_at_toy_size
+	$(COMPILED) $(RUN) -m pytest -n auto --deselect tests/experiments/test_benchmark.py::test_the_whole_command_at_toy_size
 
 test-wheel: $(STAMP) ## build the wheel, and test it from another directory
 	rm -rf dist .venv-wheel
@@ -37,13 +40,13 @@ test-wheel: $(STAMP) ## build the wheel, and test it from another directory
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)"
 	.venv-wheel/bin/python -W error -c "import jbackprop"
 	.venv-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)[dev]"
-	PYTHON=$(CURDIR)/.venv-wheel/bin/python tools/test_elsewhere.sh
+	$(COMPILED) PYTHON=$(CURDIR)/.venv-wheel/bin/python tools/test_elsewhere.sh
 
 # The benchmark, a package and no file, is run at toy size by a test.
 experiments: $(STAMP) ## run every experiment for a few steps
 	@set -e; out=$$(mktemp -d); for file in experiments/*.py; do \
 	name=$$(basename $$file .py); echo "experiment: $$name"; \
-	$(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
+	$(COMPILED) $(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
 
 benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about twenty minutes)
 	$(RUN) -m experiments.benchmark --readme README.md

@@ -76,11 +76,8 @@ def test_regression_with_targets_near_20_000_keeps_its_spread():
     t = 20_000 + 3 * jax.random.normal(jax.random.key(5), (64, 1))
     case = Case(net, batch=64)
     case.factors = factors = jb.backprop(net, params, x, t)
-    g = np.asarray([
-        np.concatenate([np.outer(d[i], a[i]).ravel() if part == "w" else d[i] for d, a in zip(
-            map(np.float64, factors.delta), map(np.float64, factors.tape.a[:-1]), strict=True)
-            for part in "wb"]) for i in range(64)
-    ])  # fmt: skip
+    leaves = jax.tree.leaves(jb.example_gradients(jax.tree.map(np.float64, factors)))
+    g = case.flat(leaves, 64)
     spread = ((g - g.mean(0)) ** 2).mean(0)
     assert spread.min() < 1e-5 * (g.mean(0) ** 2).max()
     ours = np.concatenate([np.ravel(v) for v in jax.tree.leaves(jb.variance(factors))])

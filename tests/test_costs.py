@@ -162,7 +162,7 @@ def test_every_head_is_right_when_saturated(pair):
         jax.grad(lambda z: head(*pair).value(z, output.f(z), t))(z)))  # fmt: skip
     for z in LOGITS:
         for t in TARGETS:
-            value, delta = exact_head(output, cost, np.float32(z), np.float32(t))
+            value, delta = exact_head(output, cost, *np.array([z, t], np.float32))
             ours, our_delta, slope = start(jnp.array(z), jnp.array(t))
             np.testing.assert_allclose(ours, value, rtol=1e-5, atol=3e-7, err_msg=f"C {z} {t}")
             lost = 2e-6 if output == jb.tanh else 3e-7  # see its f'

@@ -224,11 +224,11 @@ def compare(ours, theirs, scale=None, tolerance=3e-5):
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
     # near the end of the range the sums on the way may leave it first
     large = np.abs(theirs) > limits.max / 1e6
-    fine = ~large & ~np.isnan(theirs) & (np.max(theirs if scale is None else scale) < limits.max)
+    fine = ~large & ~np.isnan(theirs) & (scale is None or np.max(scale) < limits.max)
     assert (np.isinf(ours[large]) | (np.abs(ours[large]) > limits.max / 1e8)).all()
     size = np.abs(np.where(fine, theirs, 0))
-    if scale is None:
-        scale = size.max(-1, keepdims=True, initial=0) if size.ndim else size
+    own = size.max(-1, keepdims=True, initial=0) if size.ndim else size
+    scale = own if scale is None else np.maximum(scale, own)
     allowed = np.broadcast_to(tolerance * scale + 1e3 * limits.tiny, theirs.shape)
     wrong = fine & ~(np.abs(np.where(fine, ours - theirs, 0)) <= allowed)
     assert not wrong.any(), f"{ours[wrong]} for {theirs[wrong]}, at a scale of {np.max(scale):.3g}"
@@ -349,3 +349,97 @@ def test_a_bound_holds_in_exact_arithmetic(name, limit):
     assert np.sqrt(exact(jb.clip(factors, limit))).max() <= bound
     assert np.sqrt(exact(jb.clip_layers(factors, [limit, limit]))).max() <= bound * np.sqrt(2)
     assert np.sqrt(exact(jb.normalize(factors, gamma=0))).max() <= 1
+    clipped = jb.group_clip(factors, GROUPS, 3, limit)
+    sums = np.zeros(3)
+    for d, a in zip(clipped.delta, clipped.tape.a[:-1], strict=True):
+        weighted = np.asarray(d, np.float64) * np.asarray(factors.weight, np.float64)[:, None]
+        for u in range(3):
+            whole = weighted[u == GROUPS].T @ np.c_[np.float64(a), np.ones(B)][u == GROUPS]
+            sums[u] += np.sum(whole**2)
+    if name != "weights huge":  # whose δ would be below the least of float32
+        assert np.sqrt(sums.max()) <= bound
+
+
+ONE = jb.Network((2, 1))
+ZERO = [(jnp.zeros((1, 2)), jnp.zeros(1))]
+
+
+def of_targets(t, weight=None, x=None):
+    t = jnp.array(t)[:, None]
+    return jb.backprop(ONE, ZERO, jnp.zeros((len(t), 2)) if x is None else x, t, weight=weight)
+
+
+def test_group_norms_have_the_slope_of_their_weights():
+    total = lambda w: jb.group_squared_norms(of_targets([1.0, 3.0], w), [0, 1], 2).sum()
+    np.testing.assert_allclose(jax.grad(total)(jnp.array([1.0, 3.0])), [2, 54], rtol=1e-5)
+
+
+@pytest.mark.parametrize("by", [1e-25, 1.0, 1e20])
+def test_a_clip_has_the_same_slope_at_every_scale(by):
+    net, params = jb.Network((2, 2)), [(jnp.zeros((2, 2)), jnp.zeros(2))]
+    t = jnp.array([[1.0, 2], [3, -1], [2, 2]])
+
+    def total(t, through):
+        return through(jb.backprop(net, params, jnp.zeros((3, 2)), t)).delta[0][:, 0].sum()
+
+    clip = lambda f: jb.clip(f, 0.5 * min(by, 1.0))
+    for through in (clip, lambda f: jb.normalize(f, gamma=0.0)):
+        unit = jb.normalize if through is not clip else None
+        plain = clip if unit is None else through
+        slope = jax.grad(lambda t, f=plain: total(t, f))(by * t) * by
+        bound = min(by, 1.0) * 0.5 if plain is clip else 1.0
+        y = np.asarray(t, float)
+        norm = np.linalg.norm(y, axis=1, keepdims=True)
+        expected = -bound * (np.array([[1.0, 0]]) / norm - y[:, :1] * y / norm**3)
+        np.testing.assert_allclose(slope, expected, rtol=1e-4, atol=1e-5 * bound)
+
+
+def test_products_of_long_gradients_at_right_angles_are_0():
+    net, params = jb.Network((2, 2)), [(jnp.zeros((2, 2)), jnp.zeros(2))]
+    t = jnp.array([[1e20, 0], [0, 1e20]])
+    products = jb.gram(jb.backprop(net, params, jnp.zeros((2, 2)), t))
+    assert [products[0, 1], products[1, 0]] == [0, 0]
+
+
+def test_equal_gradients_beyond_the_root_of_the_largest_float_have_no_spread():
+    found = jb.noise_scale(of_targets([1e20] * 4))
+    assert (float(found.trace), float(found.scale)) == (0, 0)
+
+
+def test_a_layer_without_gradients_does_not_hide_a_tiny_one():
+    net = jb.Network((2, 2, 1), jb.relu)
+    params = [(jnp.zeros((2, 2)), -jnp.ones(2)), (jnp.ones((1, 2)), jnp.zeros(1))]
+    t = 1e-20 * jnp.array([[1.0], [2], [3], [5]])
+    factors = jb.backprop(net, params, jnp.ones((4, 2)), t)
+    assert float(jb.noise_scale(factors).scale) == pytest.approx(0.4268, rel=1e-3)
+    assert float(jb.norm_test(factors)) == pytest.approx(0.0964, rel=1e-3)
+    assert float(jb.inner_product_test(factors)) == pytest.approx(0.0964, rel=1e-3)
+
+
+def test_group_sums_of_float16_are_float32():
+    net = jb.Network((1, 1))
+    params = jb.init(net, jax.random.key(0), dtype=jnp.float16)
+    factors = jb.backprop(net, params, jnp.zeros((1000, 1)), jnp.full((1000, 1), -300.0))
+    sums = jb.group_gradients(factors, np.zeros(1000, int), 1)
+    assert sums[0].b.tolist() == [[pytest.approx(300_000, rel=1e-6)]]
+
+
+def test_a_masked_row_of_nan_does_not_trip_debug_nans():
+    net = jb.Network((3, 4, 2))
+    params = jb.init(net, jax.random.key(0))
+    x, weight = jnp.ones((3, 3)).at[0].set(jnp.nan), jnp.array([0, 1.0, 1])
+    with jax.debug_nans(True):
+        cost = lambda w: jb.mean_cost(net, params, x, jnp.ones((3, 2)), weight=w)
+        assert jnp.isfinite(cost(weight))
+        assert jnp.isfinite(jax.grad(cost)(weight)).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_panel_of_small_floats(dtype):
+    net = jb.Network((3, 4, 2))
+    params = jb.init(net, jax.random.key(0), dtype=dtype)
+    factors = jb.backprop(net, params, jnp.eye(3), jnp.ones((3, 2)))
+    assert jnp.isfinite(jb.update_ratio(params, params)).all()
+    state = jb.TrainState(params, (), (), jax.random.key(0), jnp.int32(0))
+    panel = jb.observe_all(net)(factors, state, params)
+    assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(panel))

@@ -66,7 +66,9 @@ def _without_top(z: Y) -> tuple[Array, Y]:
 def _softmax_binary(z: Y, y: Y, t: Y) -> Scalar:
     top, others = _without_top(z)
     log_y = jax.nn.log_softmax(z)
-    of_top = jax.nn.logsumexp(others) - jax.nn.logsumexp(z)
+    alone = jnp.all(others == -jnp.inf)
+    among_others = jax.nn.logsumexp(jnp.where(alone, 0, others))
+    of_top = jnp.where(alone, -jnp.inf, among_others - jax.nn.logsumexp(z))
     log_not = jnp.where(top, of_top, jnp.log1p(-jnp.exp(jnp.where(top, -1, log_y))))
     return -jnp.sum(times(t, _itself, log_y, -jnp.inf) + times(1 - t, _itself, log_not, -jnp.inf))
 

@@ -33,12 +33,6 @@ def root(squared: Values) -> Values:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), squared)
 
 
-def ratio(a: Values, b: Values) -> Values:
-    """a / b, and 0 where a is 0: no gradient has no noise."""
-    nothing = a == 0
-    return jnp.where(nothing, 0, a / jnp.where(nothing, 1, b))
-
-
 def hypot(x: Values, y: Values) -> Values:
     """√(x² + y²) for x, y ≥ 0, without their squares."""
     large, small = jnp.maximum(x, y), jnp.minimum(x, y)
@@ -85,11 +79,23 @@ def safe_range(dtype: Any) -> tuple[float, float]:
 
 def power_of_two(size: Values) -> Values:
     """The power of two just above a size, by which to divide it exactly; 1 for 0, ∞ and NaN."""
-    size = stop_gradient(size)
+    size = jnp.abs(stop_gradient(size))
     usable = (size > 0) & (size < jnp.inf)
     _, exponent = jnp.frexp(jnp.where(usable, size, 0.5))
     limit = jnp.finfo(size.dtype).maxexp - 2  # its inverse is to be no subnormal number
     return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -limit, limit))
+
+
+def quotient(a: Any, b: Array) -> Array:
+    """a / b, with a derivative in which b² leaves no range."""
+    scale = power_of_two(b)
+    return (a / scale) / (b / scale)
+
+
+def ratio(a: Values, b: Values) -> Values:
+    """a / b, and 0 where a is 0: no gradient has no noise."""
+    nothing = a == 0
+    return jnp.where(nothing, 0, quotient(a, jnp.where(nothing, 1, b)))
 
 
 def norms_of_rows(values: Float[Array, "*B n"], squared: Any = None) -> Float[Array, "*B"]:

@@ -77,7 +77,7 @@ def as_edges(name: str, edges: Any, dtype: Any) -> Array:
     if edges.ndim != 1 or len(edges) == 0:
         raise ValueError(f"{name}: expected a row of increasing numbers, got shape {edges.shape}")
     if is_concrete(edges):
-        values = np.asarray(edges, np.float64)
+        values = np.asarray(edges).astype(np.dtype(dtype))
         if not (values[1:] > values[:-1]).all() or np.isnan(values).any():
             raise ValueError(f"{name}: expected increasing numbers, got {values}")
     edges = jnp.asarray(edges, dtype)

@@ -29,6 +29,7 @@ from jbackprop.core.numerics import (
     hypot,
     norm,
     norms_of_rows,
+    quotient,
     ratio,
     root,
     safe_range,
@@ -87,22 +88,25 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
     By whichever takes less arithmetic: the products of all pairs, or ḡ itself."""
     p = found.share.p
     batch, layers = len(p), rank_one(factors)
+    fine = in_range(factors)
     pairs = batch * sum(d.shape[1] + a.shape[1] for d, a in layers)
     if pairs < sum(d.shape[1] * a.shape[1] for d, a in layers):
-        products = sum(rank_one_products(*pair, *pair) for pair in layers) @ p
+        products = sum(rank_one_products(*pair, *pair, fine) for pair in layers) @ p
         squared_mean = p @ products
     else:
         mean = mean_gradient(factors)
         products = plain_inner_products(factors, mean)
         squared_mean = jnp.sum(squared_norm(mean))
-    s = jnp.sum(p @ jnp.square(found.lengths.product))
-    low, high = safe_range(s.dtype)
-    away = products / jnp.where(squared_mean == 0, 1, squared_mean) - 1
+    low, high = safe_range(p.dtype)
+    norms = found.lengths.product
+    small = norms < high**0.5
+    s = jnp.sum(p @ jnp.square(jnp.where(small, norms, 0)))
+    away = quotient(products, jnp.where(squared_mean == 0, 1, squared_mean)) - 1
     # what rounding leaves of ⟨g_i, ḡ⟩ is ε ‖g_i‖ ‖ḡ‖, and of ‖ḡ‖² by pairs, ε s
     clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**3
-    clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & (s <= high)
+    clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & jnp.all(small)
     return unless(
-        clear & in_range(factors) | jnp.all(factors.weight == 0),
+        clear & fine | jnp.all(factors.weight == 0),
         lambda: jnp.where(factors.weight == 0, 0, away),
         lambda: _careful_along_mean(factors, p),
     )
@@ -115,14 +119,14 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
     length = jnp.where(length == 0, 1, length)
     found = jnp.zeros_like(p)
     for (delta, a), layer in zip(centred(factors, p), mean, strict=True):
-        w, b = layer.w / length, layer.b / length
+        w, b = quotient(layer.w, length), quotient(layer.b, length)
         shift = jnp.einsum("bk,jk->bj", a.rows * a.unit, w) + b[None]
         plain = jnp.sum(delta.rows * shift, axis=1)
         by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ (delta.mean @ w) * a.unit
         rows, away = (hypot(norms_of_rows(v) * a.unit, jnp.ones_like(p)) for v in (a.rows, a.away))
         size = p @ (norms_of_rows(delta.rows) * rows)
         parts = p @ (norms_of_rows(delta.away) * rows) + norms_of_rows(delta.mean) * (p @ away)
-        product = delta.unit / length * jnp.where(parts < size, by_parts, plain)
+        product = quotient(delta.unit * jnp.where(parts < size, by_parts, plain), length)
         found += product - p @ product
     return jnp.where(p == 0, 0, found)
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from jbackprop.core.checks import as_numbers, check_positive
 from jbackprop.core.factors import Factors, mean_gradient, sum_gradient
 from jbackprop.core.network import Params
-from jbackprop.core.numerics import norm, wide
+from jbackprop.core.numerics import norm, quotient, wide
 from jbackprop.quantities.arguments import as_limit
 from jbackprop.quantities.norms import example_norms, lengths
 
@@ -74,7 +74,7 @@ def longest_row(factors: Factors) -> int:
 def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
     """min(1, max_norm / norm): 1 where the norm is 0, and NaN only where something is NaN."""
     inside = norms <= max_norm
-    return jnp.where(inside, 1, max_norm / jnp.where(inside, 1, norms))
+    return jnp.where(inside, 1, quotient(max_norm, jnp.where(inside, 1, norms)))
 
 
 def clip(factors: Factors, max_norm: Any) -> Factors:
@@ -128,7 +128,8 @@ def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
     """
     gamma = as_limit("gamma", gamma, (), factors.weight.dtype)
     norms = rounded_up(example_norms(factors), longest_row(factors)) + gamma
-    return _scale_layers(factors, (1 / jnp.where(norms == 0, 1, norms))[:, None])
+    c = quotient(jnp.ones_like(norms), jnp.where(norms == 0, 1, norms))
+    return _scale_layers(factors, c[:, None])
 
 
 def clipped_mean(max_norm: Any) -> Callable[[Factors], Params]:

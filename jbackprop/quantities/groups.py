@@ -49,8 +49,7 @@ def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:
 
     def one(u: Array) -> Params:
         total = _sum_of(factors, groups == u)
-        dtype = factors.tape.a[0].dtype
-        return jax.tree.map(lambda g: (g + spoilt).astype(dtype), total)
+        return jax.tree.map(lambda g: g + spoilt.astype(g.dtype), total)
 
     return jax.lax.map(one, jnp.arange(num_groups))
 
@@ -64,20 +63,22 @@ def _sum_of(factors: Factors, member: Bool[Array, " B"]) -> Params:
 
 
 @partial(jax.jit, static_argnames="num_groups")
-def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) -> Array:
-    """‖Σ_{i in u} w_i g_i‖ of every group, (num_groups,).
+def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) -> Any:
+    """‖Σ_{i in u} w_i g_i‖ and Σ_{i in u} w_i ‖g_i‖ of every group, (num_groups,) each.
 
     Where members cancel, a sum of their products is no norm: a group whose square is below a
     sixteenth of what orthogonal members would have is added up first, and then measured."""
-    weight, largest = unit(factors.weight), jnp.max(factors.weight)
+    weight, largest = unit(factors.weight), jax.lax.stop_gradient(jnp.max(factors.weight))
     together = groups[:, None] == groups[None, :]
     rows = jnp.where(together, gram(factors) * (weight[:, None] * weight[None, :]), 0).sum(1)
-    own = jnp.square(weight * example_norms(factors))
+    norms = weight * example_norms(factors)
     at = jnp.where(factors.weight == 0, 0, groups)
     of_group = lambda values: jax.ops.segment_sum(values, at, num_groups)
-    squared, orthogonal = of_group(rows), of_group(own)
-    low, high = safe_range(orthogonal.dtype)
-    clear = (squared >= SEEN * orthogonal) & (orthogonal >= low) & (orthogonal <= high)
+    low, high = safe_range(norms.dtype)
+    squared, longest = of_group(rows), jax.ops.segment_max(norms, at, num_groups)
+    small = longest < high**0.5
+    orthogonal = of_group(jnp.square(jnp.where(small[at], norms, 0)))
+    clear = (squared >= SEEN * orthogonal) & (orthogonal >= low) & small
     clear |= of_group((factors.weight != 0).astype(jnp.int32)) == 0
 
     def measured(group: Any) -> Array:
@@ -85,12 +86,13 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
         added_up = lambda: norm(norm_of_layers(_sum_of(factors, groups == u)))
         return unless(clear, lambda: root(squared) * largest, added_up)
 
-    norms = unless(
+    of_sum = unless(
         jnp.all(clear),
         lambda: root(squared) * largest,
         lambda: jax.lax.map(measured, (jnp.arange(num_groups), squared, clear)),
     )
-    return jnp.where(outside.any(), jnp.nan, norms)
+    spoilt = jnp.where(outside.any(), jnp.nan, 0)
+    return of_sum + spoilt, of_group(norms) * largest + spoilt
 
 
 def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float[Array, " groups"]:
@@ -99,19 +101,23 @@ def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float
     Cost: that of `gram`, and a contraction for every group whose members cancel. Arguments and
     errors are those of `group_gradients`.
     """
-    return jnp.square(group_norms(factors, *as_groups(factors, groups, num_groups), num_groups))
+    groups, outside = as_groups(factors, groups, num_groups)
+    return jnp.square(group_norms(factors, groups, outside, num_groups)[0])
 
 
 def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) -> Factors:
     """Every group's gradient norm at most max_norm: c_u = min(1, max_norm / ‖Σ_{i in u} w_i g_i‖).
 
     With one group a user, adding or removing all of a user's examples moves `sum_gradient` by at
-    most max_norm, up to the rounding of that sum. Cost: that of `group_squared_norms`. Arguments
-    and errors are those of `group_gradients` and `clip`. McMahan et al., 2018, arXiv:1710.06963.
+    most max_norm, up to the rounding of the sum of all. Cost: that of `group_squared_norms`.
+    Arguments and errors are those of `group_gradients` and `clip`. McMahan et al., 2018,
+    arXiv:1710.06963.
     """
     limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
     groups, outside = as_groups(factors, groups, num_groups)
-    norms = group_norms(factors, groups, outside, num_groups)
-    # the error of a difference may be 1 / SEEN times that of what it was taken from
-    c = shrink(rounded_up(norms, int(longest_row(factors) / SEEN**2)), limit)
+    norms, parts = group_norms(factors, groups, outside, num_groups)
+    # every scaled δ is rounded by itself: where members cancel that is all of their sum's error
+    rounding = float(jnp.finfo(parts.dtype).eps)
+    most = rounded_up(norms, int(longest_row(factors) / SEEN**2)) + 2 * rounding * parts
+    c = shrink(most, limit)
     return scale(factors, c[jnp.clip(groups, 0, num_groups - 1)])

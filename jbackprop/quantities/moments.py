@@ -113,7 +113,7 @@ def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Any]:
         own = scale * products(delta.away**2, a.rows**2)
         mixed = scale * 2 * delta.mean[:, None] * products(delta.away, a.rows * a.away)
         other = scale * jnp.outer(delta.mean**2, p @ a.away**2)
-        both = jnp.square(product_of_deviations(delta, a, layer) / units_of.w)
+        both = scale * jnp.square(product_of_deviations(p, delta, a))
         smaller = own + jnp.abs(mixed) + other < moment.w
         by_parts, plain = own + mixed + other - both, moment.w - jnp.square(layer.w / units_of.w)
         w = jnp.maximum(jnp.where(smaller, by_parts, plain), 0)
@@ -123,12 +123,12 @@ def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Any]:
 
 
 def variance(factors: Factors) -> Params:
-    """Σ_i w_i (g_i - ḡ) ⊙ (g_i - ḡ) / Σ_i w_i, element by element. Cost: 4/3, or 7/3.
+    """Σ_i w_i (g_i - ḡ) ⊙ (g_i - ḡ) / Σ_i w_i, element by element. Cost: 4/3, or 8/3.
 
     The variance within the batch; as an estimate of a population's it is too small by the factor
     1 - 1/B (1 - κ with weights, κ as in `noise_scale`). It is the second moment minus ḡ ⊙ ḡ, unless
     an entry's variance is below a sixteenth of its second moment: then every entry is worked out
-    from deviations as well, by three more products.
+    from deviations as well, by four more products.
     """
     _, variances, units = deviations(factors)
     return tuple(_in_units(v, u) for v, u in zip(variances, units, strict=True))

@@ -20,6 +20,7 @@ from jbackprop.core.numerics import (
     square,
     squared_rows,
     unless,
+    wide,
 )
 
 Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer
@@ -114,7 +115,7 @@ def squared_norm(gradient: Any) -> Float[Array, " L"]:
 @jax.jit
 def norm_of_layers(gradient: Any) -> Float[Array, " L"]:
     """‖g^l‖ of every layer, w and b together, of one gradient of any size."""
-    low, high = safe_range(jnp.result_type(*jax.tree.leaves(gradient), jnp.float32))
+    low, high = safe_range(wide(jax.tree.leaves(gradient)[0]).dtype)
 
     def careful() -> Array:
         flat = [jnp.stack([norms_of_rows(v.ravel()) for v in layer]) for layer in gradient]

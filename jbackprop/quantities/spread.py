@@ -7,21 +7,21 @@ With p_i = w_i / Σ w, ḡ = Σ p_i g_i and κ = Σ p_i² (1/B without weights):
 Where the mean dwarfs the spread, nothing is left of that difference. Then δ_i = δ̄ + d_i and
 a_i = ā + e_i are taken apart by their means, and what is subtracted is as small as the spread:
 
-    for w:  Σ p_i [‖d_i‖² ‖a_i‖² + 2 (δ̄ · d_i)(a_i · e_i) + ‖δ̄‖² ‖e_i‖²] - ‖ḡ - δ̄ āᵀ‖²
+    for w:  Σ p_i [‖d_i‖² ‖a_i‖² + 2 (δ̄ · d_i)(a_i · e_i) + ‖δ̄‖² ‖e_i‖²] - ‖Σ p_i d_i e_iᵀ‖²
     for b:  Σ p_i ‖d_i‖²
 
 Where large δ meet small a (an outlier that saturates) the terms of the second form are the large
 ones. Both say how large their terms are, and the one with smaller terms is taken, layer by layer.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.factors import Factors, mean_gradient, rank_one
-from jbackprop.core.network import Layer, Params
+from jbackprop.core.network import Params
 from jbackprop.core.numerics import (
     norms_of_rows,
     power_of_two,
@@ -91,7 +91,7 @@ class Noise(NamedTuple):
     @property
     def traces(self) -> Float[Array, " L"]:
         """tr Σ^l of every layer: the unbiased variance of an example's gradient."""
-        return self.around / self.share.rest * self.unit**2
+        return self.around / self.share.rest * self.unit * self.unit
 
     @property
     def norms_of_mean(self) -> Float[Array, " L"]:
@@ -101,13 +101,15 @@ class Noise(NamedTuple):
 
 @jax.jit
 def spread(factors: Factors) -> Noise:
-    """Σ p_i ‖g_i^l - ḡ^l‖² and ‖ḡ^l‖² of every layer. Cost: 1 beside the gradient."""
+    """Σ p_i ‖g_i^l - ḡ^l‖² and ‖ḡ^l‖² of every layer. Cost: 1 beside the gradient, or 4/3."""
     shared, mean, of_rows = share(factors), mean_gradient(factors), lengths(factors)
-    s, m = shared.p @ jnp.square(of_rows.product), squared_norm(mean)
+    low, high = safe_range(shared.p.dtype)
+    norms = of_rows.product
+    small = norms < high**0.5
+    s, m = shared.p @ jnp.square(jnp.where(small, norms, 0)), squared_norm(mean)
     plain = s - m
-    low, high = safe_range(s.dtype)
     # ‖ḡ‖² counts down to a millionth of s; a layer whose gradients are 0 is doubted, and 0 again
-    fine = (plain >= SEEN * s) & (s >= low * 2**20) & (s <= high)
+    fine = (plain >= SEEN * s) & (s >= low * 2**20) & jnp.all(small, axis=0)
     by_layer = unless(
         jnp.all(fine) | jnp.all(factors.weight == 0),
         lambda: (plain, m, jnp.ones_like(s)),
@@ -119,7 +121,8 @@ def spread(factors: Factors) -> Noise:
 def _careful_spread(
     factors: Factors, p: Array, mean: Params, norms: Float[Array, "B L"]
 ) -> tuple[Array, Array, Array]:
-    units = power_of_two(jnp.max(norms, axis=0))
+    sizes = jnp.max(norms, axis=0)
+    units = power_of_two(jnp.where(sizes == 0, jnp.max(sizes), sizes))
     columns = []
     for pair, layer, unit, column in zip(centred(factors, p), mean, units, norms.T, strict=True):
         delta, a = pair
@@ -133,7 +136,7 @@ def _careful_spread(
             of_w * 2 * (p @ ((delta.away @ delta.mean) * jnp.sum(a.rows * a.away, axis=1))),
             of_w * jnp.sum(delta.mean**2) * (p @ squared_rows(a.away)),
         ]
-        both = jnp.sum(square(product_of_deviations(delta, a, layer) / unit))
+        both = of_w * jnp.sum(square(product_of_deviations(p, delta, a)))
         size, by_parts = sum(map(jnp.abs, parts)), sum(parts) - both
         columns.append((jnp.maximum(jnp.where(size < s, by_parts, s - m), 0), m))
     around, squared_mean = (jnp.stack(column) for column in zip(*columns, strict=True))
@@ -163,9 +166,9 @@ def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Cent
     return [(about_mean(delta), about_mean(a)) for delta, a in rank_one(factors)]
 
 
-def product_of_deviations(delta: Centred, a: Centred, mean: Layer) -> Float[Array, "n_out n_in"]:
-    """Σ p_i d_i e_iᵀ = ḡ - δ̄ āᵀ, for w. For b, whose a is 1, there is none."""
-    return wide(mean.w) - (delta.mean * delta.unit)[:, None] * (a.mean * a.unit)[None, :]
+def product_of_deviations(p: Any, delta: Centred, a: Centred) -> Float[Array, "n_out n_in"]:
+    """Σ p_i d_i e_iᵀ, in units of both. (It is ḡ - δ̄ āᵀ too, but for the rounding of ḡ.)"""
+    return jnp.einsum("bj,bk->jk", p[:, None] * delta.away, a.away)
 
 
 class NoiseScale(NamedTuple):
@@ -210,4 +213,5 @@ def noise_scale_of(found: Noise) -> NoiseScale:
     squared_gradient = squared_mean - found.share.kappa * trace
     unit = jnp.max(found.unit)
     scale = ratio(trace, squared_gradient)
-    return NoiseScale(trace * unit**2, squared_gradient * unit**2, scale)
+    # one after the other: the square of a unit may be out of range where 0 of it is not
+    return NoiseScale(trace * unit * unit, squared_gradient * unit * unit, scale)

@@ -104,7 +104,7 @@ def _gram(factors: Factors, other: Factors) -> Float[Array, "B B2"]:
 def products_of_all(one: Pairs, other: Pairs, fine: Bool[Array, ""]) -> Float[Array, "B B2"]:
     """Σ_l (δ_i · δ'_j)(1 + a_i · a'_j); `fine` where the squares are in range."""
     pairs = [(*pair, *pair2) for pair, pair2 in zip(one, other, strict=True)]
-    plain = sum(rank_one_products(*pair) for pair in pairs)
+    plain = sum(rank_one_products(*pair, fine) for pair in pairs)
     return unless(fine, lambda: plain, lambda: sum(_careful_products(*pair) for pair in pairs))
 
 
@@ -112,9 +112,10 @@ def _products(rows: Array, others: Array) -> Array:
     return jnp.einsum("in,jn->ij", rows, others, preferred_element_type=wide(rows).dtype)
 
 
-def rank_one_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array:
-    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs, where that is in range."""
-    return _products(delta, delta2) * (1 + _products(a, a2))
+def rank_one_products(delta: Array, a: Array, delta2: Array, a2: Array, fine: Any) -> Array:
+    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs; 0 where that is not in range."""
+    keep = lambda products: jnp.where(fine, products, 0)
+    return keep(_products(delta, delta2)) * (1 + keep(_products(a, a2)))
 
 
 def _careful_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array:
@@ -126,7 +127,7 @@ def _careful_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array
         sizes.append((size, size2))
     (d, d2), (n, n2) = sizes
     norms, norms2 = (x * jnp.where(x == 0, 1, y) for x, y in ((d, n), (d2, n2)))
-    return cosines[0] * cosines[1] * (norms[:, None] * norms2[None, :])
+    return cosines[0] * cosines[1] * norms[:, None] * norms2[None, :]
 
 
 def kronecker_factors(factors: Factors) -> tuple[tuple[Array, Array], ...]:
