@@ -50,7 +50,7 @@ def over_the_range(dtype):
     """Numbers of either sign from the least to the largest of a dtype, and ±∞ beyond."""
     info = jnp.finfo(dtype)
     ends = float(info.tiny), float(info.max)
-    decades = np.linspace(*np.log10(ends), 16)[1:-1]
+    decades = np.linspace(np.log10(ends[0]), np.log10(ends[1]), 16)[1:-1]
     steps = (10.0**decades).tolist() + [0.3, 1, 2.5, 3, 6, 20, 40, 90, 300]
     sizes = [*(s for s in steps if s < ends[1]), *ends, np.inf]
     return jnp.array([0.0, *sizes, *(-s for s in sizes)]).astype(dtype)

@@ -64,19 +64,19 @@ MUTANTS = {
     "b forgotten in norms": (
         "norms", "return delta, 1 + jnp", "return delta, jnp"),
     "b forgotten in products": (
-        "statistics", "* (1 + _products(a, a2))", "* _products(a, a2)"),
+        "statistics", "(1 + keep(_products(a, a2)))", "keep(_products(a, a2))"),
     "a not squared": ("moments", "(square(delta), square(a))", "(square(delta), a)"),
     "1/n for κ": (
         "spread", "jnp.sum(p**2), rest", "1 / jnp.sum(p > 0), rest"),
     "the mean's square not taken off": ("moments", "lambda m, g: m - g**2", "lambda m, g: m"),
     "weights not in A": ("statistics", "p[:, None] * v", "p[:1, None] * v"),
     "clipped by the square": (
-        "clipping", "jnp.where(inside, 1, norm))", "jnp.where(inside, 1, norm**2))"),
-    "small gradients clipped too": ("clipping", "inside = norm <= max_norm", "inside = norm < 0"),
+        "clipping", "jnp.where(inside, 1, norms))", "jnp.where(inside, 1, norms**2))"),
+    "small gradients clipped too": ("clipping", "inside = norms <= max_norm", "inside = norms < 0"),
     "γ forgotten": ("clipping", "factors)) + gamma", "factors)) + 0 * gamma"),
     "one weight for two": ("groups", "(weight[:, None] * weight[None, :])", "weight[:, None]"),
     "groups mixed": ("groups", "together = groups[:, None] == groups[None, :]", "together = True"),
-    "not centred": ("batch_size", "1, squared_mean) - 1", "1, squared_mean)"),
+    "not centred": ("batch_size", "1, squared_mean)) - 1", "1, squared_mean))"),
     "parameters for the test gradient": ("scores", "*rows), direction)", "*rows), layers)"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),

@@ -78,12 +78,13 @@ def safe_range(dtype: Any) -> tuple[float, float]:
 
 
 def power_of_two(size: Values) -> Values:
-    """The power of two just above a size, by which to divide it exactly; 1 for 0, ∞ and NaN."""
+    """The power of two at or just below a size, by which to divide it exactly; 1 for 0, ∞, NaN."""
     size = jnp.abs(stop_gradient(size))
-    usable = (size > 0) & (size < jnp.inf)
-    _, exponent = jnp.frexp(jnp.where(usable, size, 0.5))
-    limit = jnp.finfo(size.dtype).maxexp - 2  # its inverse is to be no subnormal number
-    return jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -limit, limit))
+    usable = (size >= jnp.finfo(size.dtype).tiny) & (size < jnp.inf)
+    # without its mantissa a float is that power
+    bits = jnp.uint32 if size.dtype == jnp.float32 else jnp.uint64
+    exponent = jnp.array(jnp.inf, size.dtype).view(bits)
+    return jnp.where(usable, (size.view(bits) & exponent).view(size.dtype), 1)
 
 
 def quotient(a: Any, b: Array) -> Array:

@@ -49,7 +49,7 @@ def poisson_sample(
     >>> import jbackprop as jb
     >>> index, weight = jb.poisson_sample(jax.random.key(0), 1000, 0.05, capacity=100)
     >>> index.shape, int(weight.sum())
-    ((100,), 49)
+    ((100,), 53)
     """
     check_key(key)
     check_size("n", n)
