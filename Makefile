@@ -51,6 +51,10 @@ experiments: $(STAMP) ## run every experiment for a few steps
 benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about twenty minutes)
 	$(RUN) -m experiments.benchmark --readme README.md
 
+BEFORE ?= HEAD~1
+against: $(STAMP) ## what a change costs: this checkout beside an earlier commit (BEFORE=…), in pairs
+	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
+
 picture: $(STAMP) ## draw the README's pictures anew
 	rm -rf build/picture
 	$(RUN) -m experiments.digits --out build/picture
@@ -85,4 +89,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private panel seeds benchmark test test-newest test-there test-wheel experiments picture lint format types clean
+.PHONY: help digits private panel seeds benchmark against test test-newest test-there test-wheel experiments picture lint format types clean

@@ -132,7 +132,7 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
 
 
 def signal_to_noise(factors: Factors) -> Params:
-    """ḡ ⊙ ḡ / variance, element by element: the gradient signal-to-noise ratio. Cost: 4/3, or 7/3.
+    """ḡ ⊙ ḡ / variance, element by element: the gradient signal-to-noise ratio. Cost: 4/3, or 8/3.
 
     Infinite where a gradient is the same for every example, and 0 where it is 0; its cost is that
     of `variance`. Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of
