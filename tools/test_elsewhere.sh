@@ -7,4 +7,4 @@ cp -r tests pyproject.toml README.md "$elsewhere"
 rm -rf "$elsewhere/tests/experiments"
 cd "$elsewhere"
 "$PYTHON" -c 'import jbackprop; assert "site-packages" in jbackprop.__file__, jbackprop.__file__'
-"$PYTHON" -m pytest -n auto tests README.md --pyargs jbackprop
+"$PYTHON" -m pytest -n auto --dist loadfile tests README.md --pyargs jbackprop

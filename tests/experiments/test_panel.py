@@ -33,7 +33,9 @@ def run(net, epochs=2):
     state = jb.init_state(net, optimizer, jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (20, net.sizes[0]))
     t = jax.random.normal(jax.random.key(2), (20, net.sizes[-1]))
-    _, info = jb.train_epoch(net, optimizer, state, x, t, batch_size=6, observe=jb.observe_all(net))
+    _, info = jb.train_epoch(
+        net, optimizer, state, x, t, batch_size=10, observe=jb.observe_all(net)
+    )
     return info.observed
 
 
