@@ -443,3 +443,17 @@ def test_the_panel_of_small_floats(dtype):
     state = jb.TrainState(params, (), (), jax.random.key(0), jnp.int32(0))
     panel = jb.observe_all(net)(factors, state, params)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(panel))
+
+
+@pytest.mark.parametrize("n", [10, 784, 4096, 100_000])
+def test_a_bound_holds_for_long_rows_too(n):
+    """Random rows, and equal numbers, whose roundings all go one way."""
+    rows = np.random.default_rng(n).normal(size=(12, n)).astype(np.float32)
+    rows[8:] = np.array([0.1, 0.7, 1.1, 3.3], np.float32)[:, None]
+    delta, a, t = jnp.asarray(rows[:, :7]), jnp.asarray(rows), jnp.zeros((12, 7))
+    factors = jb.Factors(jnp.zeros(12), jb.Tape((delta,), (a, t)), (delta,), t, jnp.ones(12))
+    clipped = jb.clip(factors, 0.01)
+    squares = (np.asarray(clipped.delta[0], np.float64) ** 2).sum(1)
+    norms = np.sqrt(squares * (1 + (rows.astype(np.float64) ** 2).sum(1)))
+    assert norms.max() <= float(np.float32(0.01))
+    assert norms.min() > 0.01 * (1 - 3e-4)  # and not far within it

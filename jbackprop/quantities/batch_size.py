@@ -103,7 +103,7 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
     s = jnp.sum(p @ jnp.square(jnp.where(small, norms, 0)))
     away = quotient(products, jnp.where(squared_mean == 0, 1, squared_mean)) - 1
     # what rounding leaves of ⟨g_i, ḡ⟩ is ε ‖g_i‖ ‖ḡ‖, and of ‖ḡ‖² by pairs, ε s
-    clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**3
+    clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**4
     clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & jnp.all(small)
     return unless(
         clear & fine | jnp.all(factors.weight == 0),
