@@ -111,7 +111,8 @@ def privacy(path: Path, curves: dict[float, list[dict[str, Any]]], delta: float)
         axes.plot(spent, np.multiply(right, 100), "o-", color=color, markersize=3.5)
         axes.annotate(
             f"σ = {sigma:g}", (spent[-1], 100 * right[-1]), (6, 0), textcoords="offset points",
-            va="center", color=color,
+            va="center", color=color, zorder=5,
+            bbox={"boxstyle": "square,pad=0.1", "color": "white"},  # another σ may pass behind
         )  # fmt: skip
     for sigma in set(curves) - set(noisy):
         best = 100 * curves[sigma][-1]["test"]
