@@ -1,15 +1,16 @@
 """Backpropagation by hand, in JAX: a δ recursion that keeps what `jax.grad` throws away."""
 
 from jbackprop.core.activations import (
-    Activation,
     celu,
     elu,
+    elu_of,
     gelu,
     gelu_exact,
     hard_sigmoid,
     hard_tanh,
     identity,
     leaky_relu,
+    leaky_relu_of,
     log_sigmoid,
     mish,
     relu,
@@ -23,16 +24,17 @@ from jbackprop.core.activations import (
     squareplus,
     tanh,
 )
-from jbackprop.core.backward import Rule, Signal, backpropagation, backward, gradients, propagate
-from jbackprop.core.batch import mean_cost
+from jbackprop.core.backward import backpropagation, backward, gradients, propagate
+from jbackprop.core.batch import mean_cost, pad_batch
 from jbackprop.core.costs import (
-    Cost,
     binary_cross_entropy,
     cross_entropy,
     huber,
+    huber_of,
     log_cosh,
     squared_error,
 )
+from jbackprop.core.derivatives import check_derivatives
 from jbackprop.core.factors import (
     Factors,
     backprop,
@@ -42,6 +44,8 @@ from jbackprop.core.factors import (
     value_and_grad,
 )
 from jbackprop.core.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.core.records import Activation, Cost
+from jbackprop.core.rules import Rule, Signal
 from jbackprop.core.values import check_batch
 from jbackprop.plots import plot_panel
 from jbackprop.quantities.batch_size import (
@@ -77,10 +81,11 @@ from jbackprop.quantities.norms import layer_squared_norms, squared_norms
 from jbackprop.quantities.scores import el2n, grand, influence
 from jbackprop.quantities.spread import NoiseScale, noise_scale
 from jbackprop.quantities.statistics import gram, inner_products, kronecker_factors
-from jbackprop.training.metrics import Metrics, evaluate
+from jbackprop.training.metrics import Metrics, evaluate, every_label
 from jbackprop.training.privacy import gaussian_noise, poisson_sample
 from jbackprop.training.shuffle import shuffled
-from jbackprop.training.train import Info, TrainState, init_state, sgd_step, train_epoch, train_step
+from jbackprop.training.state import Info, TrainState, epoch_order, init_state, sgd_step
+from jbackprop.training.train import train_epoch, train_step
 
 __version__ = "0.1.0"
 
@@ -108,6 +113,7 @@ __all__ = [
     "binary_cross_entropy",
     "celu",
     "check_batch",
+    "check_derivatives",
     "clip",
     "clip_layers",
     "clipped_mean",
@@ -116,8 +122,11 @@ __all__ = [
     "delta_norms",
     "el2n",
     "elu",
+    "elu_of",
     "empirical_ntk",
+    "epoch_order",
     "evaluate",
+    "every_label",
     "example_gradients",
     "forward",
     "gaussian_noise",
@@ -133,6 +142,7 @@ __all__ = [
     "hard_tanh",
     "histograms",
     "huber",
+    "huber_of",
     "identity",
     "influence",
     "init",
@@ -142,6 +152,7 @@ __all__ = [
     "kronecker_factors",
     "layer_squared_norms",
     "leaky_relu",
+    "leaky_relu_of",
     "log_cosh",
     "log_sigmoid",
     "mean_cost",
@@ -152,6 +163,7 @@ __all__ = [
     "normalize",
     "observe_all",
     "orthogonality_test",
+    "pad_batch",
     "plot_panel",
     "poisson_sample",
     "predict",

@@ -22,14 +22,14 @@ MUTANTS = {
     # the recursion
     "f' dropped": ("backward", "(s.w.T @ s.delta) * s.slope", "s.w.T @ s.delta"),
     "w not transposed": ("backward", "(s.w.T @ s.delta)", "(s.w @ s.delta)"),
-    "f for f'": ("backward", "f.df(z), k", "f.f(z), k"),
+    "f for f'": ("backward", "f.slope(z), k", "f.f(z), k"),
     "w^l for w^{l+1}": ("backward", "zip(layers[1:], fs", "zip(layers[:-1], fs"),
     "f' of the layer above": ("backward", "net.activations[:-1], t", "net.activations[1:], t"),
     "z^{l+1} for z^l": ("backward", "tape.z[:-1], tape", "tape.z[1:], tape"),
     "δ^L for δ^{l+1}": ("backward", "b, deltas[0], delta_L", "b, delta_L, delta_L"),
     "layers in the wrong order": ("backward", "in reversed([*hidden])", "in [*hidden]"),
     "δ out of order": (
-        "backward", "deltas = (fitted(", "deltas = (lambda *d: d[1:] + d[:1])(fitted("),
+        "backward", "deltas = (delta, *", "deltas = (lambda *d: d[1:] + d[:1])(delta, *"),
     # the outer products and their sums
     "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
@@ -44,10 +44,10 @@ MUTANTS = {
     "b forgotten": ("network", "z = w @ a + b", "z = w @ a + 0 * b"),
     "every layer reads x": ("network", "z = w @ a + b", "z = w @ tape.a[0] + b"),
     # the output
-    "δ^L without ∇_y C": ("heads", "return _product(slope, output.df(z))", "return output.df(z)"),
-    "δ^L without f'": ("heads", "return _product(slope, output.df(z))", "return slope"),
+    "δ^L without ∇_y C": ("heads", "product(slope, output.slope(z)) if", "output.slope(z) if"),
+    "δ^L without f'": ("heads", "product(slope, output.slope(z)) if", "slope if"),
     "softmax as if diagonal": (
-        "heads", "return passed - y * jnp.sum(passed)", "return passed * (1 - y)"),
+        "formulas", "return passed - y * jnp.sum(passed)", "return passed * (1 - y)"),
     "t need not sum to one": ("heads", "return y * jnp.sum(t) - t", "return y - t"),
     "the slide's sign": (
         "heads", "return jnp.sum(times(t, softplus", "return -jnp.sum(times(t, softplus"),
@@ -59,7 +59,7 @@ MUTANTS = {
         "batch", "jnp.where(jnp.expand_dims(absent, range(1, leaf.ndim)), by(leaf), leaf)",
         "leaf * jnp.expand_dims(~absent, range(1, leaf.ndim))"),
     "a label out of range is silent": (
-        "checks", "jnp.where(in_range, zero, jnp.nan)", "jnp.where(in_range, zero, zero)"),
+        "checks", "zero, jnp.nan)", "zero, zero)"),
     # the examples' gradients
     "b forgotten in norms": (
         "norms", "return delta, 1 + jnp", "return delta, jnp"),

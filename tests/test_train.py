@@ -1,5 +1,6 @@
 """Steps and epochs: equal to the loop by hand, compiled once, donated, and the same bits twice."""
 
+from functools import partial
 from typing import Any
 
 import battery
@@ -150,17 +151,38 @@ def test_one_trace_per_shape():
     assert not traces
 
 
-def test_state_is_donated_and_what_the_caller_holds_is_not():
+@pytest.mark.parametrize("epoch", [False, True])
+def test_the_state_stays_alive_unless_it_is_donated(epoch):
     params, x, t = problem(NET)
     key = jax.random.key(4)
     state = jb.init_state(NET, SGD, key, params=params)
-    new, _ = jb.train_step(NET, SGD, state, x, t)
+    once = partial(jb.train_epoch, batch_size=2) if epoch else jb.train_step
+    first, _ = once(NET, SGD, state, x, t)
+    again, _ = once(NET, SGD, state, x, t)
+    assert_close(first.params, again.params)
+    new, _ = once(NET, SGD, state, x, t, donate=True)
+    assert_close(new.params, again.params)
     assert state.params[0].w.is_deleted()
     with pytest.raises((RuntimeError, ValueError), match="deleted"):
-        jb.train_step(NET, SGD, state, x, t)
-    assert not new.params[0].w.is_deleted()
-    assert not params[0].w.is_deleted()
-    assert not key.is_deleted()
+        once(NET, SGD, state, x, t)
+    assert not any(leaf.is_deleted() for leaf in (new.params[0].w, params[0].w, key))
+
+
+def test_autodiff_passes_through_an_eager_step():
+    params, x, t = problem(NET)
+
+    def cost_after(rate):
+        state = jb.init_state(NET, optax.sgd(0.0), KEY, params=params)
+        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+        state = jb.init_state(NET, optimizer, KEY, params=params)
+        state.opt_state.hyperparams["learning_rate"] = rate
+        state, _ = jb.train_step(NET, optimizer, state, x, t)
+        return jb.mean_cost(NET, state.params, x, t)
+
+    gradient = jb.value_and_grad(NET, params, x, t)[1]
+    at = jb.value_and_grad(NET, jb.sgd_step(params, gradient, 0.1), x, t)[1]
+    products = jax.tree.map(lambda a, b: -jnp.sum(a * b), at, gradient)
+    assert_close(jax.grad(cost_after)(0.1), sum(jax.tree.leaves(products)))
 
 
 def test_a_buffer_that_stands_twice_in_the_state_is_copied():

@@ -18,67 +18,25 @@
 Erratum: one slide's general line has a_{jk}^{l-1} for a_k^{l-1}.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbackprop.core.arrays import fitted
 from jbackprop.core.checks import (
     as_target,
     check_deltas,
     check_tape,
-    fitted,
     is_label,
     per_hidden_layer,
 )
 from jbackprop.core.heads import head
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers
 from jbackprop.core.numerics import wide
+from jbackprop.core.rules import Rule, Signal
 
 Deltas = tuple[Float[Array, "*batch _"], ...]
-
-
-class Signal(NamedTuple):
-    """All that reaches hidden layer l on the way back, of ONE example."""
-
-    w: Any  # w^{l+1}
-    feedback: Any  # what the rule keeps for this layer, or None
-    delta: Any  # δ^{l+1}
-    output_delta: Any  # δ^L
-    t: Any  # the ground truth, or None
-    a: Any  # a^l
-    slope: Any  # f'(z^l)
-    key: Any  # this example's and layer's own key, or None
-
-
-def none(net: Network, params: Params, key: Any) -> tuple[()]:
-    """The feedback of a rule that keeps none."""
-    return ()
-
-
-def keep(net: Network, params: Params, feedback: Any, updates: Any, factors: Any, key: Any) -> Any:
-    """The update of feedback that stays as it is."""
-    return feedback
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How δ is carried back: the one line of the recursion that may be replaced.
-
-    Attributes:
-        name: what tables, figures and errors call it.
-        delta: a `Signal` to δ^l of shape (n_l,).
-        init: (net, params, key) to the feedback, one entry per hidden layer, or ().
-        update: (net, params, feedback, updates, factors, key) to the next feedback; run after a
-            step, with the params before it and the updates that were added to them.
-    """
-
-    name: str
-    delta: Callable[[Signal], Any]
-    init: Callable[..., Any] = none
-    update: Callable[..., Any] = keep
 
 
 def _backpropagation(s: Signal) -> Float[Array, " n"]:
@@ -114,8 +72,8 @@ def propagate(
     fs, zs, activations = net.activations[:-1], tape.z[:-1], tape.a[1:-1]
     hidden = zip(layers[1:], fs, zs, activations, kept, keys, strict=True)
     for above, f, z, a, b, k in reversed([*hidden]):
-        delta = rule.delta(Signal(above.w, b, deltas[0], delta_L, t, a, f.df(z), k))
-        deltas = (fitted(f"rule {rule.name}", delta, z), *deltas)
+        delta = rule.back(Signal(above.w, b, deltas[0], delta_L, t, a, f.slope(z), k))
+        deltas = (delta, *deltas)
     return deltas
 
 
@@ -126,7 +84,7 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     Returns (δ^1 … δ^L). Raises `ValueError` where an argument does not fit the network.
     """
     check_tape(net, tape)
-    label, t = is_label(t), as_target(net, t, tape.z[-1].dtype)
+    label, t = is_label(net, t), as_target(net, t, tape.z[-1].dtype)
     return propagate(net, params, tape, output_delta(net, tape, t, label=label))
 
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from jbackprop.core.arrays import as_numbers, check_size
 from jbackprop.core.backward import output_delta
 from jbackprop.core.checks import as_input, as_target, as_weight, is_label
 from jbackprop.core.heads import head
@@ -34,9 +36,50 @@ def as_batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Batch
     """The border of every function of a batch."""
     dtype = layers[0].w.dtype
     x = as_input(net, x, dtype, rank=2)
-    label, t = is_label(t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
+    label, t = is_label(net, t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
     weights = as_weight(weight, len(x), dtype)
     return Batch(x, t, weights, None if weight is None else weights == 0, label)
+
+
+def pad_batch(x: Any, t: Any, size: Any, *, weight: Any = None) -> tuple[Any, Any, Any]:
+    """(x, t, weight) with rows of zeros and of weight 0 up to `size`: ragged batches compile once.
+
+    Args:
+        x: inputs, of shape (B, …).
+        t: ground truth, of shape (B, …).
+        size: the rows that come back, at least B.
+        weight: of shape (B,); by default 1.
+
+    Returns:
+        x and t in the dtypes that they have, NumPy arrays where they are none of JAX; weight of
+        shape (size,), in float32 at least.
+
+    Raises:
+        ValueError: x, t and weight differ in length; there are more than size rows.
+
+    >>> import numpy as np
+    >>> import jbackprop as jb
+    >>> x, t, weight = jb.pad_batch(np.ones((3, 2)), np.array([0, 1, 1]), 4)
+    >>> x.shape, t.tolist(), weight.tolist()
+    ((4, 2), [0, 1, 1, 0], [1.0, 1.0, 1.0, 0.0])
+    """
+    check_size("size", size)
+    x, t = as_numbers("x", x), as_numbers("t", t)
+    if x.ndim == 0 or x.shape[:1] != t.shape[:1]:
+        raise ValueError(f"t: expected one row for each of x, {x.shape[:1]}, got shape {t.shape}")
+    if len(x) > size:
+        raise ValueError(f"size: expected at least the {len(x)} rows of x, got {size}")
+    given = np.ones(len(x), np.float32) if weight is None else as_numbers("weight", weight)
+    if given.shape != (len(x),):
+        raise ValueError(f"weight: expected shape {(len(x),)}, got {given.shape}")
+    if not jnp.issubdtype(given.dtype, jnp.floating) or given.dtype.itemsize < 4:
+        given = given.astype(np.float32)
+
+    def filled(rows: Any) -> Any:
+        pad = jnp.pad if isinstance(rows, jax.Array) else np.pad
+        return pad(rows, [(0, size - len(rows))] + [(0, 0)] * (rows.ndim - 1))
+
+    return filled(x), filled(t), filled(given)
 
 
 def without_absent(batch: Batch) -> Batch:
@@ -95,7 +138,7 @@ def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
 
     def regular(x: Any, t: Any) -> Any:
         tape = forward(net, fixed, x)
-        slopes = [f.df(z) for f, z in zip(net.activations[:-1], tape.z[:-1], strict=True)]
+        slopes = [f.slope(z) for f, z in zip(net.activations[:-1], tape.z[:-1], strict=True)]
         delta_L = output_delta(net, tape, t, label=batch.label)
         met = (x, t, tape, slopes, delta_L, example_cost(net, tape, t))
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(met)]).all()

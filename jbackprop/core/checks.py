@@ -1,19 +1,26 @@
-"""The border: what users may pass, made into arrays that fit; or an error that names the argument.
+"""The border of a network: parameters, inputs and targets that fit it, or an error that says why.
 
-Shapes and dtypes are known when a function is traced, so what does not fit raises `ValueError`
-there, before anything is computed. A value is looked at where it is known, and gives NaN where it
-is bad and traced; `values.py` looks at a whole batch.
+`values.py` looks at the values of a whole batch.
 """
 
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
-import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.core.costs import Cost, cross_entropy
+from jbackprop.core.arrays import (
+    as_indices,
+    as_numbers,
+    as_real,
+    check_key,
+    check_rows,
+    is_concrete,
+    stored,
+)
+from jbackprop.core.costs import binary_cross_entropy, cross_entropy
+from jbackprop.core.records import Cost
 
 
 @runtime_checkable
@@ -33,46 +40,23 @@ def fail(net: Sized, name: str, expected: str, got: Any) -> NoReturn:
     raise ValueError(f"{name}: expected {expected} for a network with sizes {net.sizes}, got {got}")
 
 
-def is_concrete(value: Any) -> bool:
-    """Whether its numbers are known here; a traced value has none yet."""
-    return not isinstance(value, jax.core.Tracer)
-
-
-def as_numbers(name: str, value: Any) -> Any:
-    """A NumPy or JAX array of a real or bool dtype, its own: nothing is rounded or wrapped yet."""
-    kind = getattr(value, "dtype", type(value).__name__)
-    try:
-        if not isinstance(value, jax.Array | np.ndarray):
-            # a list may hold traced numbers, which NumPy refuses
-            traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value))
-            value = jnp.asarray(value) if traced else np.asarray(value)
-        real = (jnp.floating, jnp.integer, jnp.bool_)
-        if any(jnp.issubdtype(value.dtype, numbers) for numbers in real):
-            return value
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"{name}: expected an array of real numbers, got {kind}") from None
-
-
-def as_real(name: str, value: Any, dtype: Any = None) -> Array:
-    """An array of a real or bool dtype, or of `dtype`."""
-    return jnp.asarray(as_numbers(name, value), dtype)
-
-
-def fitted(name: str, value: Any, like: Any) -> Array:
-    """What a user's function returned, which must have the shape of `like`, in its dtype."""
-    if np.shape(value) != like.shape:
-        raise ValueError(f"{name}: expected shape {like.shape}, got {np.shape(value)}")
-    return jnp.asarray(value, like.dtype)
-
-
 def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
     """(w^l, b^l) per layer, from any structure that unpacks to them."""
     depth = len(net.sizes) - 1
+    expected = "arrays (w, b) per layer"
     try:
-        pairs = tuple((as_real("w", w), as_real("b", b)) for w, b in params)
-    except (TypeError, ValueError):
-        fail(net, "params", "arrays (w, b) per layer", type(params).__name__)
+        layers = [tuple(layer) for layer in params]
+    except TypeError:
+        fail(net, "params", expected, type(params).__name__)
+    for l, layer in enumerate(layers, start=1):
+        if len(layer) == 1 or (len(layer) == 2 and layer[1] is None):
+            fail(net, "params", f"{expected}: where a layer has no bias, b of zeros,", f"no b^{l}")
+        if len(layer) != 2:
+            fail(net, "params", expected, f"{len(layer)} parts in layer {l}")
+    pairs = tuple(
+        (as_real(f"params: w^{l}", w), as_real(f"params: b^{l}", b))
+        for l, (w, b) in enumerate(layers, start=1)
+    )
     if len(pairs) != depth:
         fail(net, "params", f"{depth} layers of (w, b)", f"{len(pairs)}")
     for l, (w, b) in enumerate(pairs, start=1):
@@ -107,39 +91,54 @@ def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
     return x
 
 
-def is_label(t: Any, lead: tuple[int, ...] = ()) -> bool:
+def is_label(net: Sized, t: Any, lead: tuple[int, ...] = ()) -> bool:
     """Whether t holds integer classes, one for each example, and no vectors."""
     t = as_numbers("t", t)
-    return jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead
+    whole = jnp.issubdtype(t.dtype, jnp.integer)
+    return net.cost == cross_entropy and whole and t.shape == lead
+
+
+def _is_binary_label(net: Sized, t: Any, lead: tuple[int, ...]) -> bool:
+    """Whether t holds 0, 1 or a bool for the one output of each example."""
+    whole = jnp.issubdtype(t.dtype, jnp.integer) or t.dtype == bool
+    alone = net.cost == binary_cross_entropy and net.sizes[-1] == 1
+    return alone and whole and t.shape == lead
+
+
+def storable_target(net: Sized, t: Any, dtype: Any, lead: tuple[int, ...]) -> Any:
+    """t as it may pass a `jax.jit` border."""
+    if is_label(net, t, lead) and not isinstance(t, jax.Array):
+        return as_indices("t", t, net.sizes[-1])[0]
+    if not isinstance(t, jax.Array) and _is_binary_label(net, as_numbers("t", t), lead):
+        return as_indices("t", as_numbers("t", t).astype(np.int64), 2)[0]
+    return stored("t", t, dtype)
 
 
 def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
     """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
     t = as_numbers("t", t)
     n = net.sizes[-1]
-    shape = (*lead, n)
-    if is_label(t, lead):
-        if net.cost != cross_entropy:
-            fail(
-                net,
-                "t",
-                f"shape {shape}, since the cost {net.cost.name} takes no integer labels,",
-                t,
-            )
-        if isinstance(t, np.ndarray):  # 2^32 + 1 must not wrap to class 1
-            t = np.clip(t, -1, n)
-        t = jnp.asarray(t)
-        if t.dtype.itemsize < 4:  # uint8 cannot be compared with n > 255
-            t = t.astype(jnp.int32)
+    if is_label(net, t, lead):
+        t, in_range = as_indices("t", t, n)
         # `jax.nn.one_hot` gives zeros out of range, as if the example had no class and no cost;
         # masking those afterwards took 4 % longer a step at the smallest nets than this
-        in_range = ((t >= 0) & (t < n))[..., None]
         zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
-        elsewhere = jnp.where(in_range, zero, jnp.nan)
+        elsewhere = jnp.where(in_range[..., None], zero, jnp.nan)
         return jnp.where(jax.nn.one_hot(t, n, dtype=bool), one, elsewhere)
-    if t.shape != shape:
-        labels = f" or integer labels of shape {lead}" if net.cost == cross_entropy else ""
-        fail(net, "t", f"shape {shape}{labels}", t)
+    if _is_binary_label(net, t, lead):
+        if t.dtype != bool:
+            t, in_range = as_indices("t", t, 2)
+            return jnp.where(in_range, jnp.asarray(t, dtype), jnp.nan)[..., None]
+        return jnp.asarray(t, dtype)[..., None]
+    if t.shape != (*lead, n):
+        expected = f"shape {(*lead, n)}"
+        if net.cost == cross_entropy:
+            expected += f" or integer labels of shape {lead}"
+        elif net.cost == binary_cross_entropy and n == 1:
+            expected += f" or integer or bool labels of shape {lead}"
+        elif jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
+            expected += f", since the cost {net.cost.name} takes no integer labels,"
+        fail(net, "t", expected, f"{t.shape} of {t.dtype}")
     return jnp.asarray(t, dtype)
 
 
@@ -173,15 +172,30 @@ def check_tape(net: Sized, tape: Any) -> None:
         got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
     except (AttributeError, TypeError):
         got = type(tape).__name__
-    if got != [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]:
-        fail(net, "tape", "the tape of one example, from forward,", f"z and a of shapes {got}")
+    expected = [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]
+    if got != expected:
+        what = f"the tape of ONE example, from forward: z and a of shapes {expected}"
+        fail(net, "tape", what, f"{got}{_if_batch(got, expected)}")
 
 
 def check_deltas(name: str, deltas: Any, z: Any) -> None:
     """δ^l has the shape of z^l, of one example."""
-    got, expected = [np.shape(d) for d in deltas], [np.shape(leaf) for leaf in z]
-    if got != expected or any(len(shape) != 1 for shape in got):
-        raise ValueError(f"{name}: expected the shapes of one example's z, {expected}, got {got}")
+    got, of_z = [np.shape(d) for d in deltas], [np.shape(leaf) for leaf in z]
+    expected = [shape[-1:] for shape in of_z]
+    if got != expected or of_z != expected:
+        got = {"deltas": got, "z": of_z}
+        batch = _if_batch([*got.values()], [expected, expected])
+        raise ValueError(f"{name}: expected those of ONE example, {expected}, got {got}{batch}")
+
+
+def _if_batch(got: Any, expected: Any) -> str:
+    """A word to whoever hands a batch to a function of one example."""
+    flat = lambda shapes: [shape for part in shapes for shape in part]
+    if isinstance(got, list) and any(
+        len(shape) > len(one) for shape, one in zip(flat(got), flat(expected), strict=False)
+    ):
+        return ", a batch: jax.vmap makes this a function of one, and backprop does all of it"
+    return ""
 
 
 def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
@@ -189,41 +203,30 @@ def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
     if key is not None:
         check_key(key)
     hidden = len(net.sizes) - 2
-    if not isinstance(feedback, tuple) or len(feedback) not in (0, hidden):
-        got = f"{type(feedback).__name__} {len(feedback) if hasattr(feedback, '__len__') else ''}"
-        fail(
-            net, "feedback", f"a tuple of {hidden}, one entry per hidden layer, or ()", got.strip()
-        )
+    if not isinstance(feedback, tuple | list) or len(feedback) not in (0, hidden):
+        if isinstance(feedback, tuple | list):
+            got = f"{type(feedback).__name__} of {len(feedback)}"
+        else:
+            got = f"{type(feedback).__name__} of shape {np.shape(feedback)}"
+        fail(net, "feedback", f"a tuple of {hidden}, one entry per hidden layer, or ()", got)
     nothing = (None,) * hidden
     return feedback or nothing, nothing if key is None else jax.random.split(key, hidden)
 
 
-def check_size(name: str, size: Any) -> None:
-    """A whole number of at least 1."""
-    if not hasattr(size, "__index__") or size < 1:
-        raise ValueError(f"{name}: expected a whole number of at least 1, got {size!r}")
-
-
-def check_positive(name: str, value: Any) -> float:
-    """A finite number above 0, known here, as a float."""
-    number = as_numbers(name, value)
-    if not is_concrete(number) or number.shape != () or not 0 < float(number) < float("inf"):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value!r}")
-    return float(number)
-
-
-def check_key(key: Any) -> None:
-    """A typed key, and one only."""
-    dtype = getattr(key, "dtype", type(key).__name__)
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key: expected a typed key, jax.random.key(seed), got {dtype}")
-    if key.shape != ():
-        raise ValueError(f"key: expected one key of shape (), got {key.shape}")
-
-
-def check_rows(name: str, expected: str, values: np.ndarray, good: Any) -> None:
-    """Raises for the first row that is not good."""
-    good = np.asarray(good)
-    if not good.all():
-        at = tuple(np.argwhere(~good)[0])
-        raise ValueError(f"{name}: expected {expected}, got {values[at]} at row {at[0]}")
+def in_the_structure_of(name: str, like: Any, layers: Any) -> Any:
+    """(w, b) per layer where they stand in `like`, whatever its structure calls and orders them."""
+    leaves, structure = jax.tree.flatten(like)
+    at = structure.unflatten(range(len(leaves)))
+    places = [place for layer in at for place in layer]
+    if not all(isinstance(place, int) for place in places) or len(places) != len(leaves):
+        raise ValueError(
+            "params: expected a pytree whose leaves are the arrays w and b of every layer, "
+            f"got {structure}"
+        )
+    try:
+        found = [leaf for w, b in layers for leaf in (w, b)]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != len(leaves):
+        raise ValueError(f"{name}: expected (w, b) per layer, got {type(layers).__name__}")
+    return structure.unflatten([found[places.index(place)] for place in range(len(leaves))])

@@ -5,37 +5,16 @@ Erratum: the slide "The Cost Function" lacks a minus sign; C = -[t ln y + (1 - t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.numerics import ratio
+from jbackprop.core.records import Constants, Cost, as_constant
 
 Y = Float[Array, " n"]
 Scalar = Float[Array, ""]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """C and ∇_y C of one example. Your own is a record of two functions of (y, t) and nothing else.
-
-    Attributes:
-        name: what tables, figures and errors call it.
-        value: (y, t), both of shape (n_L,), to C of shape ().
-        grad: (y, t) to ∇_y C of shape (n_L,).
-
-    >>> import jax.numpy as jnp
-    >>> from jbackprop import squared_error
-    >>> y, t = jnp.array([3.0, 0.0]), jnp.array([1.0, 0.0])
-    >>> float(squared_error.value(y, t)), squared_error.grad(y, t).tolist()
-    (2.0, [2.0, 0.0])
-    """
-
-    name: str
-    value: Callable[[Any, Any], Any]
-    grad: Callable[[Any, Any], Any]
 
 
 def _squared_error(y: Y, t: Y) -> Scalar:
@@ -68,13 +47,13 @@ def _d_cross_entropy(y: Y, t: Y) -> Y:
     return -ratio(t, y)
 
 
-def _huber(y: Y, t: Y) -> Scalar:
+def _huber(y: Y, t: Y, delta: float) -> Scalar:
     e = jnp.abs(y - t)
-    return jnp.sum(jnp.where(e <= 1, e**2 / 2, e - 0.5))
+    return jnp.sum(jnp.where(e <= delta, jnp.minimum(e, delta) ** 2 / 2, delta * (e - delta / 2)))
 
 
-def _d_huber(y: Y, t: Y) -> Y:
-    return jnp.clip(y - t, -1, 1)
+def _d_huber(y: Y, t: Y, delta: float) -> Y:
+    return jnp.clip(y - t, -delta, delta)
 
 
 # ln cosh e = ln(1 + 2 sinh²(e/2)), which keeps small e,
@@ -91,8 +70,54 @@ def _d_log_cosh(y: Y, t: Y) -> Y:
     return jnp.tanh(y - t)
 
 
-squared_error = Cost("squared_error", _squared_error, _d_squared_error)  # C = ½ ‖y - t‖²
-binary_cross_entropy = Cost("binary_cross_entropy", _binary_cross_entropy, _d_binary_cross_entropy)
-cross_entropy = Cost("cross_entropy", _cross_entropy, _d_cross_entropy)  # C = -Σ_k t_k ln y_k
-huber = Cost("huber", _huber, _d_huber)  # ½ e² up to |e| = 1, |e| - ½ beyond; summed over outputs
-log_cosh = Cost("log_cosh", _log_cosh, _d_log_cosh)  # Σ ln cosh(y - t)
+def huber_of(delta: Any) -> Cost:
+    """Σ_k of ½ e² where |e| ≤ δ and δ (|e| - ½ δ) beyond, e = y - t: `huber` is the one of δ = 1.
+
+    Raises `ValueError` where delta is no finite number above 0.
+
+    >>> import jbackprop as jb
+    >>> jb.huber_of(0.5)
+    <Cost huber_of(0.5): Σ_k ½ e² where |e| ≤ 0.5, 0.5 (|e| - 0.25) beyond; e = y_k - t_k>
+    >>> jb.huber_of(1) == jb.huber
+    True
+    """
+    delta = as_constant("delta", delta, positive=True)
+    return Cost(
+        "huber" if delta == 1 else f"huber_of({delta:g})",
+        Constants(_huber, (delta,)),
+        Constants(_d_huber, (delta,)),
+        formula=f"Σ_k ½ e² where |e| ≤ {delta:g}, {delta:g} (|e| - {delta / 2:g}) beyond; "
+        "e = y_k - t_k",
+        elsewhere=f'torch.nn.HuberLoss(reduction="sum", delta={delta:g}), optax.huber_loss',
+    )
+
+
+squared_error = Cost(
+    "squared_error",
+    _squared_error,
+    _d_squared_error,
+    formula="½ ‖y - t‖²",
+    elsewhere='half of torch.nn.MSELoss(reduction="sum")',
+)
+binary_cross_entropy = Cost(
+    "binary_cross_entropy",
+    _binary_cross_entropy,
+    _d_binary_cross_entropy,
+    formula="-Σ_k [t_k ln y_k + (1 - t_k) ln(1 - y_k)], of probabilities y",
+    elsewhere='torch.nn.BCELoss(reduction="sum"); of z, torch.nn.BCEWithLogitsLoss',
+)
+cross_entropy = Cost(
+    "cross_entropy",
+    _cross_entropy,
+    _d_cross_entropy,
+    formula="-Σ_k t_k ln y_k, of probabilities y",
+    elsewhere="torch.nn.CrossEntropyLoss, which takes z where this takes y",
+)
+huber = huber_of(1.0)
+log_cosh = Cost(
+    "log_cosh",
+    _log_cosh,
+    _d_log_cosh,
+    formula="Σ_k ln cosh(y_k - t_k)",
+    elsewhere="optax.losses.log_cosh",
+)

@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from jbackprop.core.backward import Rule, backpropagation, gradients, none, output_delta, propagate
+from jbackprop.core.arrays import check_key
+from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
-from jbackprop.core.checks import check_key
+from jbackprop.core.checks import in_the_structure_of
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, unit, weighted_mean, wide
+from jbackprop.core.rules import Rule, none
 
 
 class Factors(NamedTuple):
@@ -96,13 +99,19 @@ def backprop(
 
 def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
     """The rule's feedback; () where it keeps none."""
-    if feedback is not None and feedback != ():
-        return feedback
-    if rule.init is not none and rule.init(net, layers, jax.random.key(0)) != ():
+    given = () if feedback is None else feedback
+    given = tuple(given) if isinstance(given, list) else given
+    if rule.init is none:
+        return given
+    expected = jax.eval_shape(lambda: rule.init(net, layers, jax.random.key(0)))
+    shapes = lambda tree: [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if shapes(given) != shapes(expected):
         raise ValueError(
-            f"feedback: expected rule.init(net, params, key) for {rule.name}, got {feedback}"
+            f"feedback: expected what rule.init gives for {rule.name}, arrays of shapes "
+            f"{shapes(expected)}, got {shapes(given)}; a state is made for one rule, "
+            "by init_state(…, rule=rule)"
         )
-    return ()
+    return given
 
 
 def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
@@ -168,19 +177,4 @@ def value_and_grad(
     """
     factors = backprop(net, params, x, t, weight=weight)
     cost = weighted_mean(factors.cost, factors.weight)
-    return cost, _in_the_structure_of(params, mean_gradient(factors))
-
-
-def _in_the_structure_of(params: Any, gradient: Params) -> Any:
-    """The gradient where (w, b) stood in params, whatever their structure calls and orders them."""
-    leaves, structure = jax.tree.flatten(params)
-    given = [id(leaf) for layer in params for leaf in layer]
-    if [*map(id, leaves)] == given:
-        return jax.tree.unflatten(structure, jax.tree.leaves(gradient))
-    by_place = dict(zip(given, jax.tree.leaves(gradient), strict=False))
-    if sorted(by_place) != sorted(map(id, leaves)):
-        raise ValueError(
-            "params: expected a pytree whose leaves are the arrays w and b of every layer, "
-            f"got {structure}"
-        )
-    return jax.tree.unflatten(structure, [by_place[id(leaf)] for leaf in leaves])
+    return cost, in_the_structure_of("params", params, mean_gradient(factors))

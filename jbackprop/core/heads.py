@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.activations import Activation, sigmoid, softmax
-from jbackprop.core.costs import Cost, binary_cross_entropy, cross_entropy, times
+from jbackprop.core.activations import sigmoid, softmax
+from jbackprop.core.costs import binary_cross_entropy, cross_entropy, times
+from jbackprop.core.numerics import product
+from jbackprop.core.records import Activation, Cost
 
 Y = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -98,12 +100,6 @@ _CLOSED = {
 }
 
 
-def _product(u: Y, v: Y) -> Y:
-    """u ⊙ v, where 0 · ∞ is 0: what passes nothing on passes no infinity on. NaN stays."""
-    nothing = ((u == 0) | (v == 0)) & (jnp.isinf(u) | jnp.isinf(v))
-    return jnp.where(nothing, 0, jnp.where(nothing, 1, u) * v)
-
-
 def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
     """C and the start of the backward pass: δ^L = ∇_y C ⊙ f'(z^L), or its closed form."""
 
@@ -116,11 +112,6 @@ def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
             raise ValueError(
                 f"cost {cost.name}: expected grad(y, t) of shape {y.shape}, got {slope.shape}"
             )
-        if output == softmax:
-            # (diag(y) - y yᵀ) ∇_y C: the Jacobian takes no notice of a shift, and by that of the
-            # largest output nothing cancels where it is near 1
-            passed = _product(slope - slope[jnp.argmax(y)], y)
-            return passed - y * jnp.sum(passed)
-        return _product(slope, output.df(z))
+        return product(slope, output.slope(z)) if output.pull is None else output.back(z, slope)
 
     return _CLOSED.get((output, cost, label), Head(value, delta))

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax.nn.initializers import Initializer, he_normal, lecun_normal
 from jaxtyping import Array, Float
 
-from jbackprop.core import activations as act
-from jbackprop.core.activations import Activation, identity, softmax, tanh
-from jbackprop.core.checks import as_input, as_pairs, check_key, fitted
-from jbackprop.core.costs import Cost, squared_error
+from jbackprop.core.activations import gives_probabilities, identity, rectifies, softmax, tanh
+from jbackprop.core.arrays import check_key, fitted
+from jbackprop.core.checks import as_input, as_pairs
+from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
+from jbackprop.core.records import Activation, Cost
 
 
 class Layer(NamedTuple):
@@ -56,7 +57,9 @@ class Network:
 
     Raises:
         ValueError: fewer than two sizes or one below 1; a hidden softmax (its Jacobian is not
-            diagonal); a number of activations that is not the number of hidden layers.
+            diagonal); a number of activations that is not the number of hidden layers; softmax of
+            a single output; a cost that takes probabilities with a built-in output that gives none
+            (an activation of your own is trusted).
 
     >>> from jbackprop import Network, cross_entropy, relu, softmax
     >>> net = Network((64, 32, 10), relu, softmax, cross_entropy)
@@ -84,11 +87,13 @@ class Network:
                 raise ValueError(f"{name}: expected one {kind.__name__}, got {value!r}")
         # a frozen dataclass is written once, here
         self.__dict__.update(sizes=sizes, hidden=hidden, output=output, cost=cost)
-        if softmax in self.activations[:-1]:
-            raise ValueError(
-                "hidden: expected activations that act element by element, got softmax, "
-                "whose Jacobian is not diagonal; softmax is an output only"
-            )
+        for f in self.activations[:-1]:
+            if f.pull is not None:
+                raise ValueError(
+                    f"hidden: expected activations that act element by element, got {f.name}, "
+                    f"whose Jacobian is not diagonal; {f.name} is an output only"
+                )
+        _check_output(sizes[-1], output, cost)
 
     @property
     def activations(self) -> tuple[Activation, ...]:
@@ -97,6 +102,20 @@ class Network:
         if isinstance(hidden, Activation):
             hidden = (hidden,) * (len(self.sizes) - 2)
         return (*hidden, self.output)
+
+
+def _check_output(n: int, output: Activation, cost: Cost) -> None:
+    if output == softmax and n == 1:
+        raise ValueError(
+            "output: expected sigmoid, or two outputs, got softmax of a single output, "
+            "which is 1 whatever its input"
+        )
+    if cost in (cross_entropy, binary_cross_entropy) and not gives_probabilities(output):
+        fits = "softmax or sigmoid" if cost == cross_entropy else "sigmoid, softmax or hard_sigmoid"
+        raise ValueError(
+            f"output: expected {fits}, since the cost {cost.name} takes probabilities, "
+            f"got {output.name}"
+        )
 
 
 def _sizes(sizes: Any) -> tuple[int, ...]:
@@ -119,24 +138,6 @@ def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
             f"hidden: expected {count} activations, one per hidden layer, got {len(listed)}"
         )
     return listed
-
-
-# Layers that rectify halve the second moment of what passes through them, and start at twice the
-# variance: He et al., "Delving Deep into Rectifiers", 2015, arXiv:1502.01852
-_RECTIFIERS = frozenset(
-    (
-        act.relu,
-        act.leaky_relu,
-        act.relu6,
-        act.elu,
-        act.celu,
-        act.silu,
-        act.gelu,
-        act.gelu_exact,
-        act.mish,
-        act.squareplus,
-    )
-)
 
 
 def init(
@@ -181,7 +182,7 @@ def init(
     layers = []
     keys = jax.random.split(key, len(net.activations))
     for (n_in, n_out), f, k in zip(pairwise(net.sizes), net.activations, keys, strict=True):
-        normal = he_normal if f in _RECTIFIERS else lecun_normal
+        normal = he_normal if rectifies(f) else lecun_normal
         draw = initializer or normal(in_axis=-1, out_axis=-2)
         w = jax.ShapeDtypeStruct((n_out, n_in), dtype)
         w = fitted("initializer", draw(k, w.shape, dtype), w)

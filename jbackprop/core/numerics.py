@@ -99,6 +99,12 @@ def ratio(a: Values, b: Values) -> Values:
     return jnp.where(nothing, 0, quotient(a, jnp.where(nothing, 1, b)))
 
 
+def product(u: Values, v: Values) -> Values:
+    """u ⊙ v, where 0 · ∞ is 0: what passes nothing on passes no infinity on. NaN stays."""
+    nothing = ((u == 0) | (v == 0)) & (jnp.isinf(u) | jnp.isinf(v))
+    return jnp.where(nothing, 0, jnp.where(nothing, 1, u) * v)
+
+
 def norms_of_rows(values: Float[Array, "*B n"], squared: Any = None) -> Float[Array, "*B"]:
     """‖v_i‖ of every row, right over the whole range of the dtype; by their squares, if known."""
     values = wide(values)

@@ -5,7 +5,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jbackprop.core.checks import Sized, as_input, as_target, check_rows
+from jbackprop.core.arrays import check_rows
+from jbackprop.core.checks import Sized, as_input, as_target
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
 
 

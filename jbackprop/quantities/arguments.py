@@ -6,7 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.core.checks import as_numbers, as_real, check_rows, check_size, is_concrete
+from jbackprop.core.arrays import (
+    as_indices,
+    as_numbers,
+    as_real,
+    check_rows,
+    check_size,
+    is_concrete,
+)
 
 
 def as_direction(
@@ -57,18 +64,16 @@ def as_groups(factors: Any, groups: Any, num_groups: Any) -> tuple[Array, Array]
 
     Such an id raises where ids and weights are concrete."""
     check_size("num_groups", num_groups)
-    groups = as_numbers("groups", groups)
-    batch = factors.weight.shape
-    if not jnp.issubdtype(groups.dtype, jnp.integer) or groups.shape != batch:
+    given, batch = as_numbers("groups", groups), factors.weight.shape
+    if not jnp.issubdtype(given.dtype, jnp.integer) or given.shape != batch:
         raise ValueError(
-            f"groups: expected integers of shape {batch}, got {groups.dtype} {groups.shape}"
+            f"groups: expected integers of shape {batch}, got {given.dtype} {given.shape}"
         )
+    groups, inside = as_indices("groups", given, num_groups)
     if is_concrete(groups) and is_concrete(factors.weight):
-        values = np.asarray(groups)
-        fine = (values >= 0) & (values < num_groups) | (np.asarray(factors.weight) == 0)
-        check_rows("groups", f"ids from 0 to {num_groups - 1}", values, fine)
-    outside = (groups < 0) | (groups >= num_groups)
-    return jnp.asarray(groups, jnp.int32), jnp.asarray(outside) & (factors.weight != 0)
+        fine = np.asarray(inside) | (np.asarray(factors.weight) == 0)
+        check_rows("groups", f"ids from 0 to {num_groups - 1}", np.asarray(given), fine)
+    return jnp.asarray(groups, jnp.int32), jnp.asarray(~inside) & (factors.weight != 0)
 
 
 def as_edges(name: str, edges: Any, dtype: Any) -> Array:

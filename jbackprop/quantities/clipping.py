@@ -6,14 +6,14 @@ costs what the plain one does, and no example's gradient is formed.
 
 import functools
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.checks import as_numbers, check_positive
+from jbackprop.core.arrays import as_numbers, check_positive, is_concrete
 from jbackprop.core.factors import Factors, mean_gradient, sum_gradient
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import norm, quotient, wide
@@ -133,23 +133,54 @@ def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
     return _scale_layers(factors, c[:, None])
 
 
-def clipped_mean(max_norm: Any) -> Callable[[Factors], Params]:
+@dataclass(frozen=True)
+class ClippedMean:
+    """`clipped_mean` of a bound: equal bounds, equal functions, and it pickles."""
+
+    max_norm: Any
+
+    def __call__(self, factors: Factors) -> Params:
+        return mean_gradient(clip(factors, self.max_norm))
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """`clipped_sum` of a bound and a divisor: equal numbers, equal functions, and it pickles."""
+
+    max_norm: Any
+    divisor: Any
+
+    def __call__(self, factors: Factors) -> Params:
+        found = lengths(factors)
+        finite = (jnp.isfinite(found.delta) & jnp.isfinite(found.a)).all(axis=1)
+        keep = lambda leaves: tuple(jnp.where(finite[:, None], v, 0) for v in leaves)
+        tape = factors.tape._replace(a=keep(factors.tape.a))
+        c = shrink(rounded_up(norm(found.product), longest_row(factors)), self.max_norm)
+        bounded = _scale_layers(
+            factors._replace(delta=keep(factors.delta), tape=tape),
+            jnp.where(finite, c, 0)[:, None],
+        )
+        return jax.tree.map(lambda g: g / self.divisor, sum_gradient(bounded))
+
+
+def clipped_mean(max_norm: Any) -> ClippedMean:
     """(factors) -> `mean_gradient` of `clip(factors, max_norm)`: to be written as `gradient=`.
 
     Against outliers; it is no DP-SGD. It divides by the batch's own size, so that one example more
     or less also changes what the others count: for privacy there is `clipped_sum`, with noise.
 
-    The same function for the same number, so that it compiles once. Raises as `clip`.
+    The same function for the same number, so that it compiles once; a bound that is traced makes a
+    function of that trace. Raises as `clip`.
 
     >>> import jbackprop as jb
     >>> jb.clipped_mean(1.0) is jb.clipped_mean(1)
     True
     """
-    as_limit("max_norm", max_norm, (), jnp.float32)
-    return _clipped_mean(float(max_norm))
+    limit = as_limit("max_norm", max_norm, (), jnp.float32)
+    return _clipped_mean(float(max_norm)) if is_concrete(limit) else ClippedMean(limit)
 
 
-def clipped_sum(max_norm: Any, divisor: Any) -> Callable[[Factors], Params]:
+def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
     """(factors) -> Σ_i w_i clip(g_i) / divisor, in float32 at least: to be written as `gradient=`.
 
     The gradient of DP-SGD before its noise: the divisor is the *expected* size of a sample, which
@@ -171,30 +202,13 @@ def clipped_sum(max_norm: Any, divisor: Any) -> Callable[[Factors], Params]:
     >>> round(float(total[0].b[0]), 3)
     -0.75
     """
-    as_limit("max_norm", max_norm, (), jnp.float32)
-    return _clipped_sum(float(max_norm), check_positive("divisor", divisor))
+    limit = as_limit("max_norm", max_norm, (), jnp.float32)
+    divisor = check_positive("divisor", divisor)
+    return (
+        _clipped_sum(float(max_norm), divisor) if is_concrete(limit) else ClippedSum(limit, divisor)
+    )
 
 
-@functools.cache
-def _clipped_sum(max_norm: float, divisor: float) -> Callable[[Factors], Params]:
-    def gradient(factors: Factors) -> Params:
-        found = lengths(factors)
-        finite = (jnp.isfinite(found.delta) & jnp.isfinite(found.a)).all(axis=1)
-        keep = lambda leaves: tuple(jnp.where(finite[:, None], v, 0) for v in leaves)
-        tape = factors.tape._replace(a=keep(factors.tape.a))
-        c = shrink(rounded_up(norm(found.product), longest_row(factors)), max_norm)
-        bounded = _scale_layers(
-            factors._replace(delta=keep(factors.delta), tape=tape),
-            jnp.where(finite, c, 0)[:, None],
-        )
-        return jax.tree.map(lambda g: g / divisor, sum_gradient(bounded))
-
-    return gradient
-
-
-@functools.cache
-def _clipped_mean(max_norm: float) -> Callable[[Factors], Params]:
-    def gradient(factors: Factors) -> Params:
-        return mean_gradient(clip(factors, max_norm))
-
-    return gradient
+# Equal functions compile once; with a few kept, the same one comes back.
+_clipped_mean = functools.lru_cache(maxsize=64)(ClippedMean)
+_clipped_sum = functools.lru_cache(maxsize=64)(ClippedSum)

@@ -3,8 +3,7 @@
 All of it is computed from the factors inside the loop. `observe_all(net)` is an `observe`.
 """
 
-import functools
-from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -86,7 +85,7 @@ def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     share = over_total(present.astype(dtype))
     dead, saturated = [], []
     for f, z in zip(net.activations[:-1], factors.tape.z[:-1], strict=True):
-        flat = (jnp.abs(wide(f.df(z))) < threshold) & present[:, None]
+        flat = (jnp.abs(wide(jax.vmap(f.slope)(z))) < threshold) & present[:, None]
         everywhere = jnp.all(flat | ~present[:, None], axis=0) & jnp.any(present)
         dead.append(jnp.mean(everywhere.astype(dtype)))
         # counted in whole numbers: a million float32 shares do not add up to 1
@@ -176,24 +175,13 @@ class Panel(NamedTuple):
     update_ratio: Array
 
 
-@functools.cache
-def observe_all(net: Network) -> Callable[..., Panel]:
-    """(factors, state, updates) -> `Panel`: to be written as `observe=`. Cost: ≤ 5/3.
+@dataclass(frozen=True)
+class ObserveAll:
+    """`observe_all` of a network: equal networks, equal functions, and it pickles."""
 
-    The same function for the same network, so that it compiles once.
+    net: Network
 
-    >>> import jax, jax.numpy as jnp, optax
-    >>> import jbackprop as jb
-    >>> net, optimizer = jb.Network((3, 4, 2)), optax.sgd(0.1)
-    >>> state = jb.init_state(net, optimizer, jax.random.key(0))
-    >>> x, t = jax.random.normal(jax.random.key(1), (8, 3)), jnp.ones((8, 2))
-    >>> state, info = jb.train_epoch(
-    ...     net, optimizer, state, x, t, batch_size=4, observe=jb.observe_all(net))
-    >>> info.observed.norms.shape, info.observed.delta.mean.shape  # (steps, B), (steps, L)
-    ((2, 4), (2, 2))
-    """
-
-    def observe(factors: Factors, state: Any, updates: Any) -> Panel:
+    def __call__(self, factors: Factors, state: Any, updates: Any) -> Panel:
         found = spread(factors)
         along, across = split_tests_of(factors, found)
         return Panel(
@@ -206,8 +194,24 @@ def observe_all(net: Network) -> Callable[..., Panel]:
             gradient_norm=found.norms_of_mean,
             variance=found.traces,
             delta=_spread_of(factors, found.lengths.delta, found.share.p),
-            units=units(net, factors),
+            units=units(self.net, factors),
             update_ratio=update_ratio(state.params, updates),
         )
 
-    return observe
+
+def observe_all(net: Network) -> ObserveAll:
+    """(factors, state, updates) -> `Panel`: to be written as `observe=`. Cost: ≤ 5/3.
+
+    Equal functions for equal networks, so that it compiles once.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import jbackprop as jb
+    >>> net, optimizer = jb.Network((3, 4, 2)), optax.sgd(0.1)
+    >>> state = jb.init_state(net, optimizer, jax.random.key(0))
+    >>> x, t = jax.random.normal(jax.random.key(1), (8, 3)), jnp.ones((8, 2))
+    >>> state, info = jb.train_epoch(
+    ...     net, optimizer, state, x, t, batch_size=4, observe=jb.observe_all(net))
+    >>> info.observed.norms.shape, info.observed.delta.mean.shape  # (steps, B), (steps, L)
+    ((2, 4), (2, 2))
+    """
+    return ObserveAll(net)

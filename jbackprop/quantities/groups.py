@@ -45,6 +45,11 @@ def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:
     [[-6.0], [-3.0]]
     """
     groups, outside = as_groups(factors, groups, num_groups)
+    return _group_gradients(factors, groups, outside, int(num_groups))
+
+
+@partial(jax.jit, static_argnames="num_groups")
+def _group_gradients(factors: Factors, groups: Any, outside: Any, num_groups: int) -> Params:
     spoilt = jnp.where(outside.any(), jnp.nan, 0)
 
     def one(u: Array) -> Params:
@@ -102,7 +107,7 @@ def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float
     errors are those of `group_gradients`.
     """
     groups, outside = as_groups(factors, groups, num_groups)
-    return jnp.square(group_norms(factors, groups, outside, num_groups)[0])
+    return jnp.square(group_norms(factors, groups, outside, int(num_groups))[0])
 
 
 def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) -> Factors:
@@ -115,7 +120,7 @@ def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) ->
     """
     limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
     groups, outside = as_groups(factors, groups, num_groups)
-    norms, parts = group_norms(factors, groups, outside, num_groups)
+    norms, parts = group_norms(factors, groups, outside, int(num_groups))
     # every scaled δ is rounded by itself: where members cancel that is all of their sum's error
     rounding = float(jnp.finfo(parts.dtype).eps)
     most = rounded_up(norms, int(longest_row(factors) / SEEN**2)) + 2 * rounding * parts

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.activations import softmax
+from jbackprop.core.arrays import check_size
 from jbackprop.core.backward import propagate
-from jbackprop.core.checks import as_input, check_size
+from jbackprop.core.checks import as_input
 from jbackprop.core.network import Network, Params, as_layers, forward
 from jbackprop.quantities.norms import pairs_in_range
 from jbackprop.quantities.statistics import products_of_all
@@ -100,7 +100,10 @@ def _blocks(x: Array, size: int) -> Array:
 def _jacobian_factors(net: Network, layers: Params, x: Array) -> list[tuple[Array, Array]]:
     """(δ_k^l of every output k, a^{l-1}) of every layer, of ONE example."""
     tape = forward(net, layers, x)
-    slope = net.output.df(tape.z[-1])
-    starts = slope if net.output == softmax else jnp.diag(slope)  # row k is ∂y_k/∂z^L
+    z, output = tape.z[-1], net.output
+    if output.pull is None:
+        starts = jnp.diag(output.slope(z))  # row k is ∂y_k/∂z^L
+    else:
+        starts = jax.vmap(lambda e: output.back(z, e))(jnp.eye(len(z), dtype=z.dtype))
     deltas = jax.vmap(lambda start: propagate(net, layers, tape, start))(starts)
     return [*zip(deltas, tape.a[:-1], strict=True)]

@@ -1,14 +1,16 @@
 """What an example is worth to training: scores from the factors of its gradient."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.checks import as_input, as_real, as_target, check_size
+from jbackprop.core.arrays import check_size, stored
+from jbackprop.core.checks import as_input, as_target, storable_target
 from jbackprop.core.factors import Factors, backprop, mean_gradient
-from jbackprop.core.network import Network, as_layers
+from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import norms_of_rows, wide
 from jbackprop.quantities.norms import example_norms
 from jbackprop.quantities.statistics import inner_products
@@ -69,11 +71,17 @@ def influence(
     check_size("block_size", block_size)
     layers = as_layers(net, params)
     dtype = layers[0].w.dtype
-    x = as_input(net, x, None, rank=2)
-    t = as_real("t", t)
+    x = as_input(net, stored("x", x, dtype), None, rank=2)
+    t = storable_target(net, t, dtype, x.shape[:1])
     as_target(net, t, dtype, lead=x.shape[:1])
     direction = mean_gradient(backprop(net, layers, x_test, t_test))
+    return _influence(net, layers, x, t, direction, int(block_size))
 
+
+@partial(jax.jit, static_argnames=("net", "block_size"))
+def _influence(
+    net: Network, layers: Params, x: Any, t: Any, direction: Params, block_size: int
+) -> Float[Array, " N"]:
     def block(rows: Any) -> Array:
         return inner_products(backprop(net, layers, *rows), direction)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from jbackprop.core.checks import as_numbers, check_key, check_positive, check_size, is_concrete
+from jbackprop.core.arrays import as_numbers, check_key, check_positive, check_size, is_concrete
 from jbackprop.core.numerics import wide
 
 

@@ -21,9 +21,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, UInt32
 
-from jbackprop.core.checks import check_key, check_size, is_concrete
+from jbackprop.core.arrays import (
+    as_indices,
+    as_numbers,
+    check_key,
+    check_rows,
+    check_size,
+    is_concrete,
+)
 
 
 def _rounds(n: int) -> int:
@@ -64,8 +72,8 @@ def shuffled(key: Any, positions: Any, n: int) -> Int[Array, " m"]:
         (m,) int32. All n positions give every example once.
 
     Raises:
-        ValueError: key is no typed key; n is no whole number in that range; a position lies outside
-            0 … n - 1 (-1 instead where its value is traced).
+        ValueError: key is no typed key; n is no whole number in that range; positions are no
+            integers of shape (m,); one lies outside 0 … n - 1 (-1 instead where it is traced).
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb
@@ -79,12 +87,14 @@ def shuffled(key: Any, positions: Any, n: int) -> Int[Array, " m"]:
     check_size("n", n)
     if n > 2**31 - 1:
         raise ValueError(f"n: expected at most 2^31 - 1, got {n}")
-    positions = jnp.asarray(positions)
-    inside = (positions >= 0) & (positions < n)
-    if is_concrete(inside) and not inside.all():
-        bad = positions[inside.argmin()]
-        raise ValueError(f"positions: expected numbers from 0 to {n - 1}, got {bad}")
-    return _shuffled(key, positions, inside, n)
+    given = as_numbers("positions", positions)
+    if given.ndim != 1:
+        raise ValueError(f"positions: expected shape (m,), got {given.shape}")
+    positions, inside = as_indices("positions", given, n)
+    if is_concrete(inside):
+        expected = f"numbers from 0 to {n - 1}"
+        check_rows("positions", expected, np.asarray(given), np.asarray(inside))
+    return _shuffled(key, positions, inside, int(n))
 
 
 @partial(jax.jit, static_argnames="n")

@@ -1,0 +1,143 @@
+"""Is f' the derivative of f, and ∇_y C the gradient of C? Central differences in float64 tell.
+
+(f(z + h) - f(z - h)) / 2h is f'(z) to within h² f'''(z) / 6 and what rounding leaves, ε |f| / h.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jbackprop.core.records import Activation, Cost
+
+_STEP = 1e-5
+_TOLERANCE = 1e-6
+
+
+def check_derivatives(record: Any) -> None:
+    """Compares f' with f, `pull` with f's Jacobian, or ∇_y C with C, in float64.
+
+    At a few hundred points up to 50 from 0, most of them near it; where a function is no number (a
+    logarithm below 0) it is not compared. Points are drawn, so that none lies at a kink, where a
+    derivative is a matter of convention.
+
+    Args:
+        record: an `Activation` or a `Cost`.
+
+    Raises:
+        ValueError: naming the record and the point where its derivative is wrong by more than
+            1e-6 of it, of f or of 1, whichever is largest; where f does not act element by element,
+            though it has no `pull`; where nothing could be compared.
+
+    >>> import jax.numpy as jnp
+    >>> import jbackprop as jb
+    >>> jb.check_derivatives(jb.tanh)
+    >>> jb.check_derivatives(jb.Activation("tanh", jnp.tanh, lambda z: 1 - jnp.tanh(z)))
+    Traceback (most recent call last):
+    ValueError: activation tanh: df(z): expected ... at z = ..., got ...
+    """
+    with jax.enable_x64(True):
+        if isinstance(record, Cost):
+            _check_cost(record)
+        elif not isinstance(record, Activation):
+            raise ValueError(f"record: expected an Activation or a Cost, got {record!r}")
+        elif record.pull is None:
+            _check_slope(record)
+        else:
+            _check_pull(record)
+
+
+def _points(rng: Any) -> np.ndarray:
+    sizes = [(0.1, 20), (1.0, 100), (4.0, 100), (12.0, 60), (50.0, 40)]
+    return np.concatenate([size * rng.uniform(-1, 1, count) for size, count in sizes])
+
+
+def _agree(what: str, at: Callable[..., str], found: Any, expected: Any, size: Any) -> bool:
+    """Whether there was anything to compare; a difference raises."""
+    known = np.isfinite(expected) & np.isfinite(size)
+    with np.errstate(invalid="ignore"):
+        allowed = _TOLERANCE * np.maximum(1, np.maximum(np.abs(expected), np.abs(size)))
+        wrong = known & ~(np.abs(found - expected) <= allowed)
+    if wrong.any():
+        i = tuple(np.argwhere(wrong)[0])
+        raise ValueError(f"{what}: expected {expected[i]:.6g} {at(*i)}, got {found[i]:.6g}")
+    return bool(known.any())
+
+
+def _nothing(what: str) -> None:
+    raise ValueError(f"{what}: expected finite numbers somewhere, got none at any point tried")
+
+
+def _numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if np.shape(value) != shape:
+        raise ValueError(f"{what}: expected shape {shape}, got {np.shape(value)}")
+    return np.asarray(value, float)
+
+
+def _central(f: Callable[[Any], Any], z: np.ndarray) -> np.ndarray:
+    """∂f/∂z_k for every k, along a last axis."""
+    step = _STEP * np.maximum(1, np.abs(z))
+    above, below = (
+        [np.asarray(f(jnp.asarray(z + sign * e)), float) for e in np.diag(step)] for sign in (1, -1)
+    )
+    with np.errstate(invalid="ignore"):
+        return (np.stack(above, -1) - np.stack(below, -1)) / (2 * step)
+
+
+def _check_slope(f: Activation) -> None:
+    z = _points(np.random.default_rng(0))
+    whole = lambda z: _numbers(f"activation {f.name}: f(z)", f.f(jnp.asarray(z)), z.shape)
+    value = whole(z)
+    alone = np.concatenate([whole(z[k : k + 1]) for k in range(len(z))])
+    what = f"activation {f.name}: f acts element by element, or has a pull"
+    _agree(what, lambda k: f"at z = {z[k]:.6g}, as without the others", value, alone, value)
+    step = _STEP * np.maximum(1, np.abs(z))
+    with np.errstate(invalid="ignore"):
+        expected = (whole(z + step) - whole(z - step)) / (2 * step)
+    slope = np.asarray(f.slope(jnp.asarray(z)), float)
+    what = f"activation {f.name}: df(z)"
+    if not _agree(what, lambda k: f"at z = {z[k]:.6g}", slope, expected, value):
+        _nothing(what)
+
+
+def _check_pull(f: Activation) -> None:
+    rng, compared = np.random.default_rng(0), False
+    for size in (0.1, 1.0, 4.0, 12.0):
+        for _ in range(10):
+            z, e = size * rng.uniform(-1, 1, 5), rng.uniform(-1, 1, 5)
+            jacobian = _central(f.f, z)
+            at = lambda *i, z=z: f"in component {i[-1]} at z = {z.round(4).tolist()}"
+            found, value = np.asarray(f.back(*map(jnp.asarray, (z, e))), float), np.abs(e).sum()
+            what = f"activation {f.name}: pull(z, e)"
+            compared |= _agree(what, at, found, e @ jacobian, value)
+            if f.df is not None:
+                what = f"activation {f.name}: df(z), ∂a/∂z"
+                found = _numbers(what, f.df(jnp.asarray(z)), jacobian.shape)
+                _agree(what, at, found, jacobian, 1.0)
+    if not compared:
+        _nothing(f"activation {f.name}: f(z)")
+
+
+def _check_cost(cost: Cost) -> None:
+    rng, compared, n = np.random.default_rng(0), False, 4
+    kinds = {
+        "probabilities": lambda: rng.uniform(0.05, 0.95, n),
+        "numbers": lambda: rng.normal(size=n) * rng.choice([0.1, 1, 10]),
+        "one-hot": lambda: np.eye(n)[rng.integers(n)],
+    }
+    for _ in range(20):
+        for y, t in ((kinds[one](), kinds[two]()) for one in [*kinds][:2] for two in kinds):
+            what, given = f"cost {cost.name}: value(y, t)", [jnp.asarray(v) for v in (y, t)]
+            value = _numbers(what, cost.value(*given), ())
+            with np.errstate(invalid="ignore"):
+                expected = _central(lambda y, t=given[1]: cost.value(y, t), y)
+            grad = _numbers(f"cost {cost.name}: grad(y, t)", cost.grad(*given), (n,))
+            what = f"cost {cost.name}: grad(y, t)"
+            at = lambda k, y=y, t=t: (
+                f"in component {k} at y = {y.round(4).tolist()}, t = {t.round(4).tolist()}"
+            )
+            compared |= _agree(what, at, grad, expected, value)
+    if not compared:
+        _nothing(f"cost {cost.name}: value(y, t)")

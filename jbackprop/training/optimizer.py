@@ -1,0 +1,80 @@
+"""Any optax optimizer: given what it asks for, and nothing that it refuses.
+
+Optimizers with extra arguments are offered the factors, the cost (`value`), the gradient (`grad`),
+and functions of parameters: the cost of this batch (`value_fn`, for line searches; `obj_fn` is
+another name of it) and its gradient (`grad_fn`, for sharpness-aware steps).
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Something with `init` and `update`, as optax has them."""
+    if not callable(getattr(optimizer, "init", None)) or not callable(
+        getattr(optimizer, "update", None)
+    ):
+        made = "; call it with its learning rate" if callable(optimizer) else ""
+        got = getattr(optimizer, "__name__", type(optimizer).__name__)
+        raise ValueError(f"optimizer: expected an optax transformation, got {got}{made}")
+
+
+def takes_optimizer(function: F) -> F:
+    """Looks at the second argument first: one that was forgotten is missed by its own name."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        given = args[1:2] or [kwargs[name] for name in ("optimizer",) if name in kwargs]
+        for optimizer in given:
+            check_optimizer(optimizer)
+        return function(*args, **kwargs)
+
+    return checked  # pyright: ignore
+
+
+def updates_of(
+    optimizer: Any, grads: Any, opt_state: Any, params: Any, offered: dict[str, Any]
+) -> tuple[Any, Any]:
+    """(updates, next state), which keeps the dtypes that it has, so that a loop can carry it."""
+    if hasattr(optimizer, "gradient_transformation"):  # `optax.MultiSteps`
+        optimizer = optimizer.gradient_transformation()
+    update = optax.with_extra_args_support(optimizer).update
+    offered = dict(offered)
+    while True:
+        try:
+            updates, following = update(grads, opt_state, params, **offered)
+            break
+        except TypeError as error:
+            # one that stands deep within a chain is known only by its answer
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is None or offered.pop(refused[1], None) is None:
+                raise
+    if jax.tree.structure(following) == jax.tree.structure(opt_state):
+        following = jax.tree.map(_in_the_dtype_of, opt_state, following)
+    _check_shapes(params, updates)
+    return updates, following
+
+
+def _in_the_dtype_of(before: Any, after: Any) -> Any:
+    dtype = getattr(before, "dtype", None)
+    if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
+        return after
+    return jnp.asarray(after, dtype)
+
+
+def _check_shapes(params: Any, updates: Any) -> None:
+    expected, got = ([np.shape(v) for v in jax.tree.leaves(tree)] for tree in (params, updates))
+    if got != expected:
+        raise ValueError(
+            f"gradient: expected one whose updates have the parameters' shapes {expected}, "
+            f"got {got} from the optimizer"
+        )

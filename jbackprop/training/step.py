@@ -1,0 +1,87 @@
+"""One step: the factors of a batch, a gradient made of them, an optimizer's update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jbackprop.core.arrays import stored
+from jbackprop.core.backward import backpropagation
+from jbackprop.core.batch import mean_cost
+from jbackprop.core.checks import as_weight, in_the_structure_of, storable_target
+from jbackprop.core.factors import Factors, backprop
+from jbackprop.core.network import Network, Params
+from jbackprop.core.numerics import weighted_mean
+from jbackprop.core.rules import Rule, keep
+from jbackprop.training.optimizer import updates_of
+from jbackprop.training.state import Info, TrainState
+
+
+def step_of(
+    net: Network,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    x: Any,
+    t: Any,
+    weight: Any,
+    rule: Rule,
+    gradient: Callable[[Factors], Params],
+    observe: Callable[[Factors, TrainState, Any], Any] | None,
+) -> tuple[TrainState, Info]:
+    params, opt_state, feedback, key, step = state
+    # backpropagation draws nothing, and keys that nobody reads would be traced and compiled
+    draws = rule != backpropagation
+    k = jax.random.fold_in(key, step) if draws else key
+    noise = jax.random.fold_in(k, 1) if draws else None
+
+    def factors_at(params: Any) -> Factors:
+        return backprop(net, params, x, t, weight=weight, rule=rule, feedback=feedback, key=noise)
+
+    def gradient_of(params: Any, factors: Factors) -> Any:
+        return in_the_structure_of("gradient", params, gradient(factors))
+
+    value_fn = lambda params: mean_cost(net, params, x, t, weight=weight)
+    factors = factors_at(params)
+    cost = weighted_mean(factors.cost, factors.weight)
+    grads = gradient_of(params, factors)
+    offered = {
+        "factors": factors,
+        "value": cost,
+        "grad": grads,
+        "value_fn": value_fn,
+        "obj_fn": value_fn,
+        "grad_fn": lambda params, *_: gradient_of(params, factors_at(params)),
+    }
+    updates, opt_state = updates_of(optimizer, grads, opt_state, params, offered)
+    if rule.update is not keep:
+        k = jax.random.fold_in(k, 2)
+        feedback = rule.update(net, params, feedback, updates, factors, k)
+    observed = None if observe is None else _arrays(observe(factors, state, updates))
+    params: Any = optax.apply_updates(params, updates)
+    return TrainState(params, opt_state, feedback, key, step + 1), Info(cost, observed)
+
+
+def _arrays(observed: Any) -> Any:
+    """What `observe` returned, which leaves the compiled step as arrays."""
+    try:
+        return jax.tree.map(jnp.asarray, observed)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"observe: expected a pytree of arrays, got {observed!r}") from error
+
+
+def border(net: Network, state: Any, x: Any, t: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
+    """What a user hands over, before `jax.jit` may wrap 64-bit integers or see no values."""
+    if not isinstance(state, TrainState):
+        raise ValueError(
+            f"state: expected a TrainState, from init_state, got {type(state).__name__}"
+        )
+    dtype = getattr(state.params[0][0], "dtype", jnp.float32)
+    if not isinstance(x, jax.Array):
+        x = stored("x", x, dtype)
+    if not isinstance(t, jax.Array):
+        t = storable_target(net, t, dtype, x.shape[:1])
+    if weight is not None:
+        weight = as_weight(weight, x.shape[0] if x.ndim else 0, dtype)
+    return state, x, t, weight
