@@ -139,7 +139,8 @@ CASES = {
     "delta_L of a batch": (
         lambda: jb.propagate(NET, PARAMS, TAPE, T), "delta_L: expected shape (3,), got (6, 3)"),
     "a delta missing": (lambda: jb.gradients(TAPE, DELTAS[:1]), "deltas: expected those of ONE"),
-    "deltas of a batch": (lambda: jb.gradients(BATCHED, BATCHED.z), "deltas: .* ONE example.* a batch: jax.vmap"),
+    "deltas of a batch": (
+        lambda: jb.gradients(BATCHED, BATCHED.z), "deltas: .* ONE example.* a batch: jax.vmap"),
     "feedback for one layer more": (
         lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], feedback=(1, 2)),
         "feedback: expected a tuple of 1, .* got tuple of 2"),
@@ -192,7 +193,8 @@ CASES = {
     "t NaN": (lambda: jb.check_batch(REGRESSION, X, T.at[5, 0].set(jnp.nan)), "t: .* at row 5"),
     "t negative": (lambda: jb.check_batch(NET, X, T.at[1, 2].set(-1)), "t: .* got -1.0 at row 1"),
     "t beyond 1": (
-        lambda: jb.check_batch(jb.Network((4, 3), output=jb.sigmoid, cost=jb.binary_cross_entropy), X, 2 * T.round()),
+        lambda: jb.check_batch(
+            jb.Network((4, 3), output=jb.sigmoid, cost=jb.binary_cross_entropy), X, 2 * T.round()),
         "t: expected numbers from 0 to 1, got 2.0"),
     "shape of x": (lambda: jb.check_batch(NET, X[:, :3], T), "x: expected shape (B, 4)"),
     "shape of t": (lambda: jb.check_batch(NET, X, T[:5]), "t: .* got (5, 3)"),

@@ -51,8 +51,8 @@ def pad_batch(x: Any, t: Any, size: Any, *, weight: Any = None) -> tuple[Any, An
         weight: of shape (B,); by default 1.
 
     Returns:
-        x and t in the dtypes that they have, NumPy arrays where they are none of JAX; weight of
-        shape (size,), in float32 at least.
+        Arrays in the dtypes that they have, NumPy's where they are none of JAX; weight of shape
+        (size,).
 
     Raises:
         ValueError: x, t and weight differ in length; there are more than size rows.
@@ -72,8 +72,6 @@ def pad_batch(x: Any, t: Any, size: Any, *, weight: Any = None) -> tuple[Any, An
     given = np.ones(len(x), np.float32) if weight is None else as_numbers("weight", weight)
     if given.shape != (len(x),):
         raise ValueError(f"weight: expected shape {(len(x),)}, got {given.shape}")
-    if not jnp.issubdtype(given.dtype, jnp.floating) or given.dtype.itemsize < 4:
-        given = given.astype(np.float32)
 
     def filled(rows: Any) -> Any:
         pad = jnp.pad if isinstance(rows, jax.Array) else np.pad

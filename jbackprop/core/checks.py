@@ -76,9 +76,8 @@ def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
     return pairs
 
 
-def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
-    """x in the parameters' dtype: one example (rank 1), a batch (2), any leading axes (None)."""
-    x = as_real("x", x, dtype)
+def check_input(net: Sized, x: Any, rank: int | None) -> None:
+    """One example (rank 1), a batch (2), any leading axes (None)."""
     n = net.sizes[0]
     if rank == 1 and x.shape != (n,):
         fail(net, "x", f"one example of shape {(n,)}", x)
@@ -88,6 +87,20 @@ def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
         fail(net, "x", "at least one example", x)
     if x.ndim == 0 or x.shape[-1] != n:
         fail(net, "x", f"shape (..., {n})", x)
+
+
+def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
+    """x in the parameters' dtype: one example (rank 1), a batch (2), any leading axes (None)."""
+    x = as_real("x", x, dtype)
+    check_input(net, x, rank)
+    return x
+
+
+def storable_input(net: Sized, x: Any, dtype: Any) -> Any:
+    """A batch of inputs as it may pass a `jax.jit` border."""
+    if not isinstance(x, jax.Array):
+        x = stored("x", x, dtype)
+    check_input(net, x, 2)
     return x
 
 
@@ -107,16 +120,36 @@ def _is_binary_label(net: Sized, t: Any, lead: tuple[int, ...]) -> bool:
 
 def storable_target(net: Sized, t: Any, dtype: Any, lead: tuple[int, ...]) -> Any:
     """t as it may pass a `jax.jit` border."""
-    if is_label(net, t, lead) and not isinstance(t, jax.Array):
+    if isinstance(t, jax.Array):
+        return t
+    t = as_numbers("t", t)
+    _check_target(net, t, lead)
+    if is_label(net, t, lead):
         return as_indices("t", t, net.sizes[-1])[0]
-    if not isinstance(t, jax.Array) and _is_binary_label(net, as_numbers("t", t), lead):
-        return as_indices("t", as_numbers("t", t).astype(np.int64), 2)[0]
+    if _is_binary_label(net, t, lead) and t.dtype != bool:
+        return as_indices("t", t, 2)[0]
     return stored("t", t, dtype)
+
+
+def _check_target(net: Sized, t: Any, lead: tuple[int, ...]) -> None:
+    """Vectors, or labels where the cost takes them."""
+    n = net.sizes[-1]
+    if t.shape == (*lead, n) or is_label(net, t, lead) or _is_binary_label(net, t, lead):
+        return
+    expected = f"shape {(*lead, n)}"
+    if net.cost == cross_entropy:
+        expected += f" or integer labels of shape {lead}"
+    elif net.cost == binary_cross_entropy and n == 1:
+        expected += f" or integer or bool labels of shape {lead}"
+    elif jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
+        expected += f", since the cost {net.cost.name} takes no integer labels,"
+    fail(net, "t", expected, f"{t.shape} of {t.dtype}")
 
 
 def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> Array:
     """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
     t = as_numbers("t", t)
+    _check_target(net, t, lead)
     n = net.sizes[-1]
     if is_label(net, t, lead):
         t, in_range = as_indices("t", t, n)
@@ -128,17 +161,8 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
     if _is_binary_label(net, t, lead):
         if t.dtype != bool:
             t, in_range = as_indices("t", t, 2)
-            return jnp.where(in_range, jnp.asarray(t, dtype), jnp.nan)[..., None]
-        return jnp.asarray(t, dtype)[..., None]
-    if t.shape != (*lead, n):
-        expected = f"shape {(*lead, n)}"
-        if net.cost == cross_entropy:
-            expected += f" or integer labels of shape {lead}"
-        elif net.cost == binary_cross_entropy and n == 1:
-            expected += f" or integer or bool labels of shape {lead}"
-        elif jnp.issubdtype(t.dtype, jnp.integer) and t.shape == lead:
-            expected += f", since the cost {net.cost.name} takes no integer labels,"
-        fail(net, "t", expected, f"{t.shape} of {t.dtype}")
+            t = jnp.where(in_range, jnp.asarray(t, dtype), jnp.nan)
+        t = t[..., None]
     return jnp.asarray(t, dtype)
 
 
@@ -159,9 +183,10 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
         values = np.asarray(weight)
         least, most = float(jnp.finfo(dtype).tiny), float(jnp.finfo(dtype).max)
         expected = "finite numbers of at least 0"
-        check_rows("weight", expected, values, (values >= 0) & (values <= most))
+        size = values.astype(np.float64)  # float16 knows neither of the limits
+        check_rows("weight", expected, values, (size >= 0) & (size <= most))
         expected = f"0 or numbers of at least {least:.3g}, the least of {jnp.dtype(dtype).name}"
-        check_rows("weight", expected, values, (values == 0) | (values >= least))
+        check_rows("weight", expected, values, (size == 0) | (size >= least))
     weight = jnp.asarray(weight, dtype)
     return jnp.where((weight >= 0) & (weight < jnp.inf), weight, jnp.nan)
 

@@ -37,7 +37,7 @@ def check_batch(net: Sized, x: Any, t: Any) -> None:
     check_rows("x", "finite numbers", np.asarray(x), np.isfinite(rows))
     t = np.asarray(t)
     if t.ndim == 1:
-        n = net.sizes[-1]
+        n = max(net.sizes[-1], 2)  # one output tells 0 from 1
         return check_rows("t", f"labels from 0 to {n - 1}", t, (t >= 0) & (t < n))
     check_rows("t", "finite numbers", t, np.isfinite(vectors))
     if net.cost == binary_cross_entropy:

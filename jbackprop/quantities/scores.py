@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.arrays import check_size, stored
-from jbackprop.core.checks import as_input, as_target, storable_target
+from jbackprop.core.arrays import check_size
+from jbackprop.core.checks import as_target, storable_input, storable_target
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import norms_of_rows, wide
@@ -71,7 +71,7 @@ def influence(
     check_size("block_size", block_size)
     layers = as_layers(net, params)
     dtype = layers[0].w.dtype
-    x = as_input(net, stored("x", x, dtype), None, rank=2)
+    x = jnp.asarray(storable_input(net, x, dtype))
     t = storable_target(net, t, dtype, x.shape[:1])
     as_target(net, t, dtype, lead=x.shape[:1])
     direction = mean_gradient(backprop(net, layers, x_test, t_test))

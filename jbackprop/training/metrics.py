@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.arrays import check_size, fitted, stored
+from jbackprop.core.arrays import check_size, fitted
 from jbackprop.core.batch import as_batch, example_costs
-from jbackprop.core.checks import as_input, as_target, as_weight, is_label, storable_target
+from jbackprop.core.checks import as_target, as_weight, is_label, storable_input, storable_target
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import over_total, unit
@@ -82,7 +82,7 @@ def evaluate(
     """
     layers = as_layers(net, params)
     dtype = layers[0].w.dtype
-    x = as_input(net, stored("x", x, dtype), None, rank=2)
+    x = jnp.asarray(storable_input(net, x, dtype))
     n = len(x)
     size = n if batch_size is None else batch_size
     check_size("batch_size", size)

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jbackprop.core.arrays import stored
 from jbackprop.core.backward import backpropagation
 from jbackprop.core.batch import mean_cost
-from jbackprop.core.checks import as_weight, in_the_structure_of, storable_target
+from jbackprop.core.checks import as_weight, in_the_structure_of, storable_input, storable_target
 from jbackprop.core.factors import Factors, backprop
 from jbackprop.core.network import Network, Params
 from jbackprop.core.numerics import weighted_mean
@@ -77,11 +76,9 @@ def border(net: Network, state: Any, x: Any, t: Any, weight: Any) -> tuple[Any, 
         raise ValueError(
             f"state: expected a TrainState, from init_state, got {type(state).__name__}"
         )
-    dtype = getattr(state.params[0][0], "dtype", jnp.float32)
-    if not isinstance(x, jax.Array):
-        x = stored("x", x, dtype)
-    if not isinstance(t, jax.Array):
-        t = storable_target(net, t, dtype, x.shape[:1])
+    dtype = getattr(jax.tree.leaves(state.params)[0], "dtype", jnp.float32)
+    x = storable_input(net, x, dtype)
+    t = storable_target(net, t, dtype, x.shape[:1])
     if weight is not None:
-        weight = as_weight(weight, x.shape[0] if x.ndim else 0, dtype)
+        weight = as_weight(weight, len(x), dtype)
     return state, x, t, weight
