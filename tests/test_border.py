@@ -192,7 +192,7 @@ def test_what_is_no_number_gets_one_sentence_everywhere(kind):
 def test_a_bad_weight_raises_wherever_its_value_is_known(bad, made):
     said = set()
     for name, call in OF_WEIGHT.items():
-        with pytest.raises(ValueError, match="^weight: expected finite") as error:
+        with pytest.raises(ValueError, match=r"^weight: expected finite") as error:
             call(made(bad))
         said.add((name == "", str(error.value)))
     assert len(said) == 1
@@ -238,10 +238,10 @@ def test_ids_and_positions_never_wrap_and_are_whole():
         traced = jax.jit(lambda p: jb.shuffled(key, p, 1000))(positions)
         assert (traced == expected).all()
     for bad in ([0.5], np.array([1.0, 2.0]), jnp.array([1.0])):
-        with pytest.raises(ValueError, match="^positions: expected integers, got float"):
+        with pytest.raises(ValueError, match=r"^positions: expected integers, got float"):
             jb.shuffled(key, bad, 10)
     with pytest.raises(
-        ValueError, match="^positions: expected numbers from 0 to 9, got 4294967297"
+        ValueError, match=r"^positions: expected numbers from 0 to 9, got 4294967297"
     ):
         jb.shuffled(key, [2**32 + 1], 10)
     with pytest.raises(ValueError, match=r"^positions: expected shape \(m,\), got \(\)"):
@@ -286,7 +286,7 @@ def test_labels_of_one_output_out_of_range_are_nan_and_named():
         True,
         False,
     ]
-    with pytest.raises(ValueError, match="^t: expected labels from 0 to 1, got 2 at row 2"):
+    with pytest.raises(ValueError, match=r"^t: expected labels from 0 to 1, got 2 at row 2"):
         jb.check_batch(BINARY, X, np.array([0, 1, 2, -1, 1, 1]))
 
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+Optimizer = optax.GradientTransformation | optax.MultiSteps
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -45,19 +46,17 @@ def updates_of(
     optimizer: Any, grads: Any, opt_state: Any, params: Any, offered: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(updates, next state), which keeps the dtypes that it has, so that a loop can carry it."""
-    if hasattr(optimizer, "gradient_transformation"):  # `optax.MultiSteps`
-        optimizer = optimizer.gradient_transformation()
-    update = optax.with_extra_args_support(optimizer).update
-    offered = dict(offered)
     while True:
         try:
-            updates, following = update(grads, opt_state, params, **offered)
+            updates, following = optimizer.update(grads, opt_state, params, **offered)
             break
         except TypeError as error:
-            # one that stands deep within a chain is known only by its answer
-            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if refused is None or offered.pop(refused[1], None) is None:
+            # Known only by its answer: one may stand deep within a chain, or, as in
+            # `optax.MultiSteps`, pass on what its signature does not name.
+            refused = {*re.findall(r"'(\w+)'", str(error))} & {*offered}
+            if not refused or "keyword argument" not in str(error):
                 raise
+            offered = {name: offered[name] for name in offered.keys() - refused}
     if jax.tree.structure(following) == jax.tree.structure(opt_state):
         following = jax.tree.map(_in_the_dtype_of, opt_state, following)
     _check_shapes(params, updates)

@@ -4,14 +4,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Float, Int
 
 from jbackprop.core.arrays import as_real, check_key, check_size
 from jbackprop.core.backward import backpropagation
 from jbackprop.core.network import Network, Params, as_layers, init
 from jbackprop.core.rules import Rule
-from jbackprop.training.optimizer import takes_optimizer
+from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.shuffle import shuffled
 
 
@@ -48,7 +47,7 @@ class Info(NamedTuple):
 @takes_optimizer
 def init_state(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     key: Any,
     *,
     rule: Rule = backpropagation,

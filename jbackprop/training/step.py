@@ -14,13 +14,13 @@ from jbackprop.core.factors import Factors, backprop
 from jbackprop.core.network import Network, Params
 from jbackprop.core.numerics import weighted_mean
 from jbackprop.core.rules import Rule, keep
-from jbackprop.training.optimizer import updates_of
+from jbackprop.training.optimizer import Optimizer, updates_of
 from jbackprop.training.state import Info, TrainState
 
 
 def step_of(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: TrainState,
     x: Any,
     t: Any,

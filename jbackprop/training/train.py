@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array
 
 from jbackprop.core.arrays import check_size
@@ -17,7 +16,7 @@ from jbackprop.core.checks import as_input, as_target
 from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.rules import Rule
-from jbackprop.training.optimizer import takes_optimizer
+from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
 from jbackprop.training.step import border, step_of
 
@@ -36,7 +35,7 @@ _steps = _jitted(step_of, (0, 1, 6, 7, 8))
 @takes_optimizer
 def train_step(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: TrainState,
     x: Any,
     t: Any,
@@ -95,7 +94,7 @@ def train_step(
 @takes_optimizer
 def train_epoch(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: TrainState,
     x: Any,
     t: Any,
@@ -158,7 +157,7 @@ def train_epoch(
 
 def _epoch(
     net: Network,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     state: TrainState,
     x: Any,
     t: Any,
