@@ -255,7 +255,7 @@ OF_ONE = jb.init(BINARY, jax.random.key(2))
 @pytest.mark.parametrize("made", [list, np.array, jnp.array, lambda v: np.array(v, bool)])
 def test_one_output_takes_labels_of_0_and_1(made):
     labels = [0, 1, 1, 0, 1, 0]
-    t = np.float32(labels)[:, None]
+    t = np.array(labels, np.float32)[:, None]
     calls = [
         lambda t: jb.backprop(BINARY, OF_ONE, X, t),
         lambda t: jb.mean_cost(BINARY, OF_ONE, X, t),

@@ -295,3 +295,21 @@ def test_a_weight_is_finite(bad):
         assert jnp.isnan(traced(jnp.array(weight))[0].w).all()
     with pytest.raises(ValueError, match=r"^weight: expected 0 or numbers of at least 1.18e-38"):
         jb.backprop(NET, params, x, t, weight=[1.0, 1, 1e-40, 1, 1, 1])
+
+
+def test_one_array_in_two_places_has_a_gradient_in_each():
+    """As `jax.grad` has it, whatever the structure."""
+    net = jb.Network((3, 3, 3), jb.tanh)
+    w, b = jnp.eye(3) * 0.3, jnp.zeros(3)
+    _, x, t = problem(net)
+    for params in (
+        (jb.Layer(w, b), jb.Layer(w, b)),
+        [[w, b], [w, b]],
+        (jb.Layer(w, b),) * 2,
+        [(w, b), (w, jnp.ones(3))],
+        [(w, b)] * 2,
+    ):
+        ours = jb.value_and_grad(net, params, x, t)[1]
+        theirs = jax.grad(jb.mean_cost, argnums=1)(net, params, x, t)
+        assert jax.tree.structure(ours) == jax.tree.structure(params)
+        assert_close(ours, theirs)

@@ -74,3 +74,73 @@ def test_one_trace_per_shape():
     for _ in range(5):
         jb.evaluate(net, params, x, t, batch_size=4)
     assert len(traces) == 2  # the loop's body, and the short batch
+
+
+# what is right: by labels, by cross_entropy, by one-hot rows, by the user's word; else NaN
+IDENTITY = [(jnp.eye(3), jnp.zeros(3))]
+Y = jnp.array([[0.9, 0.1, 0.0], [0.2, 0.7, 0.6], [0.4, 0.3, 0.8]])
+HOT = jnp.eye(3)[jnp.array([0, 1, 1])]
+REGRESSION = jb.Network((3, 3))
+
+
+def test_one_hot_rows_are_classified_under_every_cost_and_others_are_not():
+    for cost in (jb.squared_error, jb.huber, jb.log_cosh):
+        net = jb.Network((3, 3), cost=cost)
+        assert float(jb.evaluate(net, IDENTITY, Y, HOT).accuracy) == pytest.approx(2 / 3)
+        for t in (Y, 2 * HOT, HOT.at[1].set(0.0), HOT.at[2, 0].set(1.0), HOT * 0.5):
+            metrics = jb.evaluate(net, IDENTITY, Y, t)
+            assert jnp.isnan(metrics.accuracy)
+            assert jnp.isfinite(metrics.cost)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_rows_that_are_absent_need_not_be_one_hot(batch_size):
+    t, weight = HOT.at[1].set(jnp.array([0.3, jnp.nan, 0.2])), jnp.array([1.0, 0.0, 1.0])
+    metrics = jb.evaluate(REGRESSION, IDENTITY, Y, t, weight=weight, batch_size=batch_size)
+    assert float(metrics.accuracy) == pytest.approx(1 / 2)
+    soft = t.at[1].set(Y[1])
+    present = jb.evaluate(REGRESSION, IDENTITY, Y, soft, batch_size=batch_size)
+    assert jnp.isnan(present.accuracy)
+
+
+def test_soft_targets_are_classified_under_cross_entropy():
+    net = jb.Network((3, 3), output=jb.softmax, cost=jb.cross_entropy)
+    soft = jnp.array([[0.6, 0.4, 0.0], [0.2, 0.3, 0.5], [0.1, 0.1, 0.8]])
+    assert float(jb.evaluate(net, IDENTITY, Y, soft).accuracy) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_several_labels_at_once(batch_size):
+    net = jb.Network((3, 3), output=jb.sigmoid, cost=jb.binary_cross_entropy)
+    t = jnp.array([[1, 1, 0], [1, 1, 1], [0, 0, 1]])
+    z = 8 * jnp.array([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+    assert jnp.isnan(jb.evaluate(net, IDENTITY, z, t).accuracy)
+    metrics = jb.evaluate(net, IDENTITY, z, t, right=jb.every_label, batch_size=batch_size)
+    assert float(metrics.accuracy) == pytest.approx(2 / 3)
+    weighted = jb.evaluate(
+        net, IDENTITY, z, t, right=jb.every_label, batch_size=batch_size, weight=[1, 2, 3]
+    )
+    assert float(weighted.accuracy) == pytest.approx(4 / 6)
+
+
+def _near(y, t):
+    return jnp.abs(y - t).max() < 0.5
+
+
+@pytest.mark.parametrize(
+    "right", [_near, lambda y, t: jnp.where(_near(y, t), 1, 0), lambda y, t: _near(y, t) * 1.0]
+)
+def test_right_is_the_users_word(right):
+    t = Y.at[1, 1].add(0.6).at[2].add(0.1)
+    metrics = jb.evaluate(REGRESSION, IDENTITY, Y, t, right=right)
+    assert float(metrics.accuracy) == pytest.approx(2 / 3)
+    labels = jb.Network((3, 3), output=jb.softmax, cost=jb.cross_entropy)
+    seen = lambda y, t: (t.shape == (3,)) & (t[1] == 1)  # a label comes as a vector
+    assert float(jb.evaluate(labels, IDENTITY, Y, [0, 1, 1], right=seen).accuracy) == pytest.approx(
+        2 / 3
+    )
+
+
+def test_right_of_no_single_number_is_named():
+    with pytest.raises(ValueError, match=r"^right: expected shape \(\), got \(3,\)"):
+        jb.evaluate(REGRESSION, IDENTITY, Y, HOT, right=lambda y, t: y > t)

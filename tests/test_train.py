@@ -289,3 +289,60 @@ def test_training_learns_a_separable_problem():
     for _ in range(60):
         state, _ = jb.train_epoch(net, optimizer, state, x, t, batch_size=20)
     assert float(jb.evaluate(net, state.params, x, t).accuracy) > 0.97
+
+
+@pytest.mark.parametrize("n", [1, 7, 8])
+def test_epoch_order_is_that_of_the_coming_epoch(n):
+    net = jb.Network((1, 1))
+    x, t = jnp.arange(n)[:, None], jnp.zeros((n, 1))
+    state = jb.init_state(net, SGD, KEY)
+    for _ in range(2):
+        order = jb.epoch_order(state, n)
+        assert order.dtype == jnp.int32
+        state, info = jb.train_epoch(net, SGD, state, x, t, batch_size=3, observe=_rows_and_weights)
+        rows, weight = (leaf.ravel() for leaf in info.observed)
+        assert rows[weight > 0].tolist() == order.tolist()
+    for bad in (0, 2.5, "a"):
+        with pytest.raises(ValueError, match=r"^n: expected a whole number"):
+            jb.epoch_order(state, bad)
+
+
+@pytest.mark.parametrize("made", [np.asarray, jnp.asarray])
+def test_ragged_batches_padded_compile_once_and_change_nothing(made):
+    params, x, t = problem(NET, batch=6)
+    x, t, traces = made(x), made(t), []
+
+    def counted(factors):
+        traces.append(1)
+        return jb.mean_gradient(factors)
+
+    for weight in (None, made(np.arange(6.0))):
+        ours = theirs = jb.init_state(NET, SGD, KEY, params=params)
+        for rows in (slice(0, 4), slice(4, 6), slice(0, 1)):
+            w = None if weight is None else weight[rows]
+            padded = jb.pad_batch(x[rows], t[rows], 4, weight=w)
+            assert [type(leaf) for leaf in padded[:2]] == [type(x), type(t)]
+            ours, info = jb.train_step(
+                NET, SGD, ours, *padded[:2], weight=padded[2], gradient=counted
+            )
+            theirs, expected = jb.train_step(NET, SGD, theirs, x[rows], t[rows], weight=w)
+            assert_close(info.cost, expected.cost)
+            assert_close(ours.params, theirs.params)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((np.ones((3, 2)), np.ones((3, 2)), 2), "size: expected at least the 3 rows of x, got 2"),
+        ((np.ones((3, 2)), np.ones((2, 2)), 4), "t: expected one row for each of x"),
+        ((np.ones((3, 2)), np.ones((3, 2)), 0), "size: expected a whole number of at least 1"),
+        ((1.0, np.ones((3, 2)), 4), "t: expected one row for each of x"),
+        ((["a"], np.ones((1, 2)), 4), "x: expected an array of real numbers, got list"),
+    ],
+)
+def test_pad_batch_names_what_is_wrong(arguments, said):
+    with pytest.raises(ValueError, match=f"^{said}"):
+        jb.pad_batch(*arguments)
+    with pytest.raises(ValueError, match=r"^weight: expected shape \(3,\), got \(2,\)"):
+        jb.pad_batch(np.ones((3, 2)), np.ones((3, 2)), 4, weight=[1, 2])

@@ -208,5 +208,7 @@ def rectifies(activation: Activation) -> bool:
 
 def gives_probabilities(activation: Activation) -> bool:
     """Whether all of its values are probabilities. A user's own activation is trusted."""
-    built_in = activation in BUILT_IN or isinstance(activation.f, Constants)
-    return not built_in or activation in (softmax, sigmoid, hard_sigmoid)
+    known = BUILT_IN
+    if isinstance(activation.f, Constants):
+        known += tuple(of(*activation.f.constants) for of in (leaky_relu_of, elu_of))
+    return activation not in known or activation in (softmax, sigmoid, hard_sigmoid)

@@ -1,6 +1,7 @@
 """Is f' the derivative of f, and ∇_y C the gradient of C? Central differences in float64 tell.
 
-(f(z + h) - f(z - h)) / 2h is f'(z) to within h² f'''(z) / 6 and what rounding leaves, ε |f| / h.
+[8 (f(z + h) - f(z - h)) - (f(z + 2h) - f(z - 2h))] / 12h is f'(z) to within h⁴ f⁽⁵⁾ / 30 and what
+rounding leaves, ε |f| / h: with h = 1e-5 ten digits where f is smooth.
 """
 
 from collections.abc import Callable
@@ -76,14 +77,21 @@ def _numbers(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
     return np.asarray(value, float)
 
 
-def _central(f: Callable[[Any], Any], z: np.ndarray) -> np.ndarray:
-    """∂f/∂z_k for every k, along a last axis."""
-    step = _STEP * np.maximum(1, np.abs(z))
-    above, below = (
-        [np.asarray(f(jnp.asarray(z + sign * e)), float) for e in np.diag(step)] for sign in (1, -1)
-    )
+def _central(f: Callable[[Any], Any], z: np.ndarray, h: np.ndarray) -> Any:
+    """The derivative of f at z along h, times |h|."""
+    at = lambda steps: np.asarray(f(jnp.asarray(z + steps * h)), float)
     with np.errstate(invalid="ignore"):
-        return (np.stack(above, -1) - np.stack(below, -1)) / (2 * step)
+        return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / 12
+
+
+def _step(z: np.ndarray) -> np.ndarray:
+    return _STEP * np.maximum(1, np.abs(z))
+
+
+def _jacobian(f: Callable[[Any], Any], z: np.ndarray) -> np.ndarray:
+    """∂f/∂z_k for every k, along a last axis."""
+    step = _step(z)
+    return np.stack([_central(f, z, along) for along in np.diag(step)], axis=-1) / step
 
 
 def _check_slope(f: Activation) -> None:
@@ -93,9 +101,7 @@ def _check_slope(f: Activation) -> None:
     alone = np.concatenate([whole(z[k : k + 1]) for k in range(len(z))])
     what = f"activation {f.name}: f acts element by element, or has a pull"
     _agree(what, lambda k: f"at z = {z[k]:.6g}, as without the others", value, alone, value)
-    step = _STEP * np.maximum(1, np.abs(z))
-    with np.errstate(invalid="ignore"):
-        expected = (whole(z + step) - whole(z - step)) / (2 * step)
+    expected = _central(lambda z: whole(np.asarray(z)), z, _step(z)) / _step(z)
     slope = np.asarray(f.slope(jnp.asarray(z)), float)
     what = f"activation {f.name}: df(z)"
     if not _agree(what, lambda k: f"at z = {z[k]:.6g}", slope, expected, value):
@@ -107,7 +113,7 @@ def _check_pull(f: Activation) -> None:
     for size in (0.1, 1.0, 4.0, 12.0):
         for _ in range(10):
             z, e = size * rng.uniform(-1, 1, 5), rng.uniform(-1, 1, 5)
-            jacobian = _central(f.f, z)
+            jacobian = _jacobian(f.f, z)
             at = lambda *i, z=z: f"in component {i[-1]} at z = {z.round(4).tolist()}"
             found, value = np.asarray(f.back(*map(jnp.asarray, (z, e))), float), np.abs(e).sum()
             what = f"activation {f.name}: pull(z, e)"
@@ -131,8 +137,7 @@ def _check_cost(cost: Cost) -> None:
         for y, t in ((kinds[one](), kinds[two]()) for one in [*kinds][:2] for two in kinds):
             what, given = f"cost {cost.name}: value(y, t)", [jnp.asarray(v) for v in (y, t)]
             value = _numbers(what, cost.value(*given), ())
-            with np.errstate(invalid="ignore"):
-                expected = _central(lambda y, t=given[1]: cost.value(y, t), y)
+            expected = _jacobian(lambda y, t=given[1]: cost.value(y, t), y)
             grad = _numbers(f"cost {cost.name}: grad(y, t)", cost.grad(*given), (n,))
             what = f"cost {cost.name}: grad(y, t)"
             at = lambda k, y=y, t=t: (

@@ -51,7 +51,7 @@ class Derivative:
 class _Record:
     """What both have: a name, and what `help` and `repr` say of it."""
 
-    name: str
+    name: Any
     formula: str = field(default="", compare=False, kw_only=True)
     elsewhere: str = field(default="", compare=False, kw_only=True)
 
@@ -108,9 +108,9 @@ class Activation(_Record):
     'cube'
     """
 
-    f: Callable[[Any], Any]
+    f: Any
     df: Any
-    pull: Callable[[Any, Any], Any] | None = None
+    pull: Any = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,8 +181,8 @@ class Cost(_Record):
     (2.0, [2.0, 0.0])
     """
 
-    value: Callable[[Any, Any], Any]
-    grad: Callable[[Any, Any], Any]
+    value: Any
+    grad: Any
 
     def __post_init__(self) -> None:
         super().__post_init__()

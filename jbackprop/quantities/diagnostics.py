@@ -43,6 +43,7 @@ def delta_norms(factors: Factors) -> Spread:
     return _spread_of(factors, lengths(factors).delta, shares(factors.weight))
 
 
+@jax.jit
 def _spread_of(factors: Factors, norms: Float[Array, "B L"], p: Float[Array, " B"]) -> Spread:
     mean = p @ norms
     away = norms - mean[None]

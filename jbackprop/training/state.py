@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from jbackprop.core.arrays import as_real, check_key, check_size
 from jbackprop.core.backward import backpropagation
-from jbackprop.core.network import Network, Params, as_layers, init
+from jbackprop.core.network import Network, as_layers, init
 from jbackprop.core.rules import Rule
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.shuffle import shuffled
@@ -18,14 +18,14 @@ class TrainState(NamedTuple):
     """All that training needs to go on.
 
     Attributes:
-        params: the parameters.
+        params: the parameters: `Params`, or what unpacks to (w, b) per layer.
         opt_state: the optimizer's state.
         feedback: what the rule keeps.
         key: a typed key that never changes; every draw is folded from it and `step`.
         step: the number of updates made, int32.
     """
 
-    params: Params
+    params: Any
     opt_state: Any
     feedback: Any
     key: Array

@@ -11,7 +11,7 @@ from jbackprop.core.backward import backpropagation
 from jbackprop.core.batch import mean_cost
 from jbackprop.core.checks import as_weight, in_the_structure_of, storable_input, storable_target
 from jbackprop.core.factors import Factors, backprop
-from jbackprop.core.network import Network, Params
+from jbackprop.core.network import Network
 from jbackprop.core.numerics import weighted_mean
 from jbackprop.core.rules import Rule, keep
 from jbackprop.training.optimizer import Optimizer, updates_of
@@ -26,7 +26,7 @@ def step_of(
     t: Any,
     weight: Any,
     rule: Rule,
-    gradient: Callable[[Factors], Params],
+    gradient: Callable[[Factors], Any],
     observe: Callable[[Factors, TrainState, Any], Any] | None,
 ) -> tuple[TrainState, Info]:
     params, opt_state, feedback, key, step = state

@@ -14,7 +14,7 @@ from jbackprop.core.arrays import check_size
 from jbackprop.core.backward import backpropagation
 from jbackprop.core.checks import as_input, as_target
 from jbackprop.core.factors import Factors, mean_gradient
-from jbackprop.core.network import Network, Params, as_layers
+from jbackprop.core.network import Network, as_layers
 from jbackprop.core.rules import Rule
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
@@ -42,7 +42,7 @@ def train_step(
     *,
     weight: Any = None,
     rule: Rule = backpropagation,
-    gradient: Callable[[Factors], Params] = mean_gradient,
+    gradient: Callable[[Factors], Any] = mean_gradient,
     observe: Callable[[Factors, TrainState, Any], Any] | None = None,
     donate: bool = False,
 ) -> tuple[TrainState, Info]:
@@ -102,7 +102,7 @@ def train_epoch(
     batch_size: Any,
     weight: Any = None,
     rule: Rule = backpropagation,
-    gradient: Callable[[Factors], Params] = mean_gradient,
+    gradient: Callable[[Factors], Any] = mean_gradient,
     observe: Callable[[Factors, TrainState, Any], Any] | None = None,
     donate: bool = False,
 ) -> tuple[TrainState, Info]:
@@ -163,7 +163,7 @@ def _epoch(
     t: Any,
     weight: Any,
     rule: Rule,
-    gradient: Callable[[Factors], Params],
+    gradient: Callable[[Factors], Any],
     observe: Callable[[Factors, TrainState, Any], Any] | None,
     batch_size: int,
 ) -> tuple[TrainState, Info]:
