@@ -3,6 +3,7 @@
 import gc
 import pickle
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ FACTORS = jb.backprop(NET, PARAMS, X, T)
 TAPE = jb.forward(NET, PARAMS, X[0])
 DELTAS = jb.backward(NET, PARAMS, TAPE, T[0])
 GROUPS = [0, 1, 2, 0, 1, 2, 0]
+NOISE = jb.gaussian_noise(1.0, 1.0, 3, KEY)
 MEAN = jb.mean_gradient(FACTORS)
 _, INFO = jb.train_epoch(NET, SGD, STATE, X, T, batch_size=4, observe=jb.observe_all(NET))
 
@@ -42,7 +44,7 @@ CALLS = {
     "every_label": lambda: jb.every_label(T[0], T[1]),
     "example_gradients": lambda: jb.example_gradients(FACTORS),
     "forward": lambda: jb.forward(NET, PARAMS, X[0]),
-    "gaussian_noise": lambda: jb.gaussian_noise(1.0, 1.0, 3, KEY).update(MEAN, jb.gaussian_noise(1.0, 1.0, 3, KEY).init(MEAN)),
+    "gaussian_noise": lambda: NOISE.update(MEAN, NOISE.init(MEAN)),
     "gradients": lambda: jb.gradients(TAPE, DELTAS),
     "gram": lambda: jb.gram(FACTORS),
     "grand": lambda: jb.grand(FACTORS),
@@ -103,7 +105,10 @@ def test_the_table_names_every_public_function():
 @pytest.fixture(scope="module")
 def compiled():
     events = []
-    listen = lambda event, duration, **_: events.append(event)
+
+    def listen(event: str, duration: float, **_: Any) -> None:
+        events.append(event)
+
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield lambda: sum(event.endswith("backend_compile_duration") for event in events)
     jax.monitoring.unregister_event_duration_listener(listen)
