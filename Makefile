@@ -63,6 +63,9 @@ BEFORE ?= HEAD~1
 against: $(STAMP) ## what a change costs: this checkout beside an earlier commit (BEFORE=…), in pairs
 	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
 
+donation: $(STAMP) ## what it costs to keep the state that goes into a step
+	$(RUN) -m experiments.benchmark.donation
+
 picture: $(STAMP) ## draw the README's pictures anew
 	rm -rf build/picture
 	$(RUN) -m experiments.digits --out build/picture
@@ -97,4 +100,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private panel seeds benchmark against test test-newest test-there test-wheel experiments picture lint format types clean
+.PHONY: help digits private panel seeds benchmark against donation test test-newest test-there test-wheel experiments picture lint format types clean

@@ -89,14 +89,6 @@ def make_optimizer(options: Options) -> optax.GradientTransformation:
     return optimizer
 
 
-def trains(net: jb.Network, optimizer: Any, state: Any, x: Any, t: Any, name: str) -> None:
-    """Traces one step, so that an optimizer that needs more than a gradient is refused in time."""
-    try:
-        jax.eval_shape(partial(jb.train_step, net, optimizer), state, x[:1], t[:1])
-    except TypeError as error:
-        raise ValueError(f"optimizer: {name} cannot train here: {error}") from None
-
-
 def targets(net: jb.Network, part: Part) -> Any:
     """Labels as they are for cross-entropy, one-hot for every other cost."""
     if net.cost == jb.cross_entropy:
@@ -164,7 +156,6 @@ def prepare(options: Options, console: Console) -> Job:
     for x, t in parts.values():
         jb.check_batch(net, x, t)
     state = jb.init_state(net, optimizer, jax.random.key(options.seed))
-    trains(net, optimizer, state, *parts["train"], options.optimizer)
     return Job(options, console, net, optimizer, state, data, parts, start)
 
 

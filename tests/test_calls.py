@@ -106,7 +106,7 @@ def test_the_table_names_every_public_function():
 def compiled():
     events = []
 
-    def listen(event: str, duration: float, **_: Any) -> None:
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
         events.append(event)
 
     jax.monitoring.register_event_duration_secs_listener(listen)

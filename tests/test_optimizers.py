@@ -1,6 +1,7 @@
 """Every optimizer and wrapper of optax and optax.contrib takes steps, alone and in an epoch."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 import jax
@@ -278,6 +279,17 @@ def test_what_is_no_optimizer_is_named(optimizer, said):
         ValueError, match=f"^optimizer: expected an optax transformation, got {said}"
     ):
         jb.init_state(NET, optimizer, jax.random.key(0))
+
+
+def test_a_state_made_for_another_optimizer_is_named():
+    rates = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
+    for other in (rates, optax.adam(0.1), optax.MultiSteps(optax.sgd(0.1), 2)):
+        state = jb.init_state(NET, optax.sgd(0.1), jax.random.key(0), params=PARAMS)
+        for call in (jb.train_step, partial(jb.train_epoch, batch_size=4)):
+            with pytest.raises(
+                ValueError, match=r"^state: expected an opt_state of this optimizer"
+            ):
+                call(NET, other, state, X, T)
 
 
 def test_a_forgotten_optimizer_is_missed_by_its_name():

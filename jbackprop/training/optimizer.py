@@ -55,12 +55,26 @@ def updates_of(
             # `optax.MultiSteps`, pass on what its signature does not name.
             refused = {*re.findall(r"'(\w+)'", str(error))} & {*offered}
             if not refused or "keyword argument" not in str(error):
+                _check_state(optimizer, opt_state, params, error)
                 raise
             offered = {name: offered[name] for name in offered.keys() - refused}
+        except (AttributeError, ValueError) as error:
+            _check_state(optimizer, opt_state, params, error)
+            raise
     if jax.tree.structure(following) == jax.tree.structure(opt_state):
         following = jax.tree.map(_in_the_dtype_of, opt_state, following)
     _check_shapes(params, updates)
     return updates, following
+
+
+def _check_state(optimizer: Any, opt_state: Any, params: Any, error: Exception) -> None:
+    """Whether it failed on a state that was made for another optimizer."""
+    own = jax.eval_shape(optimizer.init, params)
+    if jax.tree.structure(own) != jax.tree.structure(opt_state):
+        raise ValueError(
+            "state: expected an opt_state of this optimizer, got one of another; a state is made "
+            "for one, by init_state(net, optimizer, …)"
+        ) from error
 
 
 def _in_the_dtype_of(before: Any, after: Any) -> Any:
