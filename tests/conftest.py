@@ -8,3 +8,11 @@ import pytest
 def _no_silent_promotion():
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _a_files_programs_go_with_it():
+    """Each holds a few maps of memory, of which Linux gives a process 65,530: without this, it dies
+    in the compiler after some two thousand tests."""
+    yield
+    jax.clear_caches()
