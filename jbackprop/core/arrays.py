@@ -77,7 +77,9 @@ def as_indices(name: str, value: Any, n: int) -> tuple[Any, Any]:
         raise ValueError(f"{name}: expected integers, got {value.dtype}")
     if isinstance(value, np.ndarray):
         inside = (value >= 0) & (value < n)
-        return np.where(inside, value, -1).astype(np.int32), inside
+        # -1 is no number of an unsigned dtype
+        fitting = np.where(inside, value, 0).astype(np.int32)
+        return np.where(inside, fitting, np.int32(-1)), inside
     if value.dtype.itemsize < 4:
         value = value.astype(jnp.int32)
     return value, (value >= 0) & (value < n)
