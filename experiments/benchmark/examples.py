@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import jbackprop as jb
 from experiments.benchmark.compare import GradientsDiffer
@@ -121,7 +122,7 @@ def quantities(work: Work, rounds: int, say: Callable[[str], None]) -> dict[str,
     """Time and temporaries of every quantity, and of the peers that compute the same."""
     net = work.net
     numbers = problem(work._replace(steps=min(max(work.steps, 2), 100)))
-    params = jb.init_state(net, _NO_OPTIMIZER, jax.random.key(0), params=numbers.params).params
+    params = jb.init_state(net, optax.identity(), jax.random.key(0), params=numbers.params).params
     x, t = jnp.asarray(numbers.x), jnp.asarray(numbers.labels)
 
     def ours(quantity: Callable[..., Any], params: Any, x: Any, t: Any) -> Any:
@@ -210,11 +211,3 @@ def _check(work: Work, peer: Peer, ours: Any) -> None:
                 f"{peer.name} at {work.name}: its {peer.quantity} differs from ours by "
                 f"{difference:.1e} of its largest entry; expected at most 1e-04"
             )
-
-
-class _NoOptimizer(NamedTuple):
-    init: Any = lambda params: ()
-    update: Any = None
-
-
-_NO_OPTIMIZER: Any = _NoOptimizer()
