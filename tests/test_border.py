@@ -191,10 +191,10 @@ def test_what_is_no_number_gets_one_sentence_everywhere(kind):
 @pytest.mark.parametrize("made", [list, np.array, jnp.array])
 def test_a_bad_weight_raises_wherever_its_value_is_known(bad, made):
     said = set()
-    for name, call in OF_WEIGHT.items():
+    for call in OF_WEIGHT.values():
         with pytest.raises(ValueError, match=r"^weight: expected finite") as error:
             call(made(bad))
-        said.add((name == "", str(error.value)))
+        said.add(str(error.value))
     assert len(said) == 1
 
 

@@ -152,7 +152,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_it_takes_steps_alone_and_in_an_epoch(name):
-    """And twice is the same twice: what an epoch does is what its steps do."""
+    """Parameters move and stay finite, and the epoch starts as its first step does."""
     optimizer = CASES[name]()
     state = jb.init_state(NET, optimizer, jax.random.key(0), params=PARAMS)
     one = state

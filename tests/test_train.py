@@ -172,7 +172,6 @@ def test_autodiff_passes_through_an_eager_step():
     params, x, t = problem(NET)
 
     def cost_after(rate):
-        state = jb.init_state(NET, optax.sgd(0.0), KEY, params=params)
         optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
         state = jb.init_state(NET, optimizer, KEY, params=params)
         state.opt_state.hyperparams["learning_rate"] = rate

@@ -34,8 +34,7 @@ def takes_optimizer(function: F) -> F:
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        given = args[1:2] or [kwargs[name] for name in ("optimizer",) if name in kwargs]
-        for optimizer in given:
+        for optimizer in args[1:2] or [v for name, v in kwargs.items() if name == "optimizer"]:
             check_optimizer(optimizer)
         return function(*args, **kwargs)
 
