@@ -56,6 +56,14 @@ experiments: $(STAMP) ## run every experiment for a few steps
 	$(QUICK) $(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
 	$(QUICK) $(RUN) -m pytest -q $(TOY)
 
+mutants: $(STAMP) ## plant every one-line fault by turns: which do the tests not find? (hours; goes on where it was)
+	$(QUICK) $(RUN) -m tests.planted map
+	$(QUICK) $(RUN) -m tests.planted all
+	$(QUICK) $(RUN) -m tests.planted again
+
+mutants-sample: $(STAMP) ## fifteen of those faults, one of each kind: all must be found
+	$(QUICK) $(RUN) -m tests.planted sample
+
 benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about twenty minutes)
 	$(RUN) -m experiments.benchmark --readme README.md
 
@@ -100,4 +108,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private panel seeds benchmark against donation test test-newest test-there test-wheel experiments picture lint format types clean
+.PHONY: help digits private panel seeds benchmark against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean

@@ -1,11 +1,12 @@
-"""Plants every fault by turns, and runs the tests that cover its line: which survive?
+"""Plants every fault by turns, and asks the tests that run its line: which survive?
 
-    python -m tests.planted map        which test runs which line; again when tests change
-    python -m tests.planted all        every fault, or those of --only files; goes on where it was
-    python -m tests.planted report     killed and surviving, by file
+    python -m tests.planted map              which test runs which line; again when tests change
+    python -m tests.planted all              every fault; goes on where it was
+    python -m tests.planted again            the survivors, with every test that runs their line
+    python -m tests.planted report           killed and surviving, by file
+    python -m tests.planted sample           the faults of sample.json: all must be killed
 
-What a test covers is what is traced while it runs, so that the map is made with nothing compiled
-before each test.
+Files or names may be chosen: `all --only core/heads.py`.
 """
 
 import argparse
@@ -16,24 +17,44 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
+from tests.planted import mapped, verdicts
 from tests.planted.faults import Fault, all_faults
+from tests.planted.mapped import BUILD, PACKAGE, ROOT, Asked
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "jbackprop"
-BUILD = ROOT / "build" / "planted"
-LIMIT = 120  # seconds for the tests of one fault
+SECONDS = 40.0  # of tests that a fault is asked by at first
+SAMPLE = Path(__file__).parent / "sample.json"
 WORKERS = os.cpu_count() or 1
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
-def workspace(name: str) -> Path:
-    """A copy of the package and its tests, in which a fault is planted."""
-    folder = BUILD / name
+def in_one_process(
+    plan: dict[str, Asked], name: str, chosen: Sequence[str] = mapped.LEFT_OUT
+) -> None:
+    """Verdicts on faults planted by turns, of the tests chosen; anew where one ends the process."""
+    into, written, output = (BUILD / f"{name}{end}" for end in (".jsonl", ".plan", ".txt"))
+    while plan:
+        written.write_text(json.dumps(plan))
+        before = len(into.read_text().splitlines()) if into.exists() else 0
+        with output.open("w") as printed:
+            plugin = ("-p", "tests.planted.planter", f"--plan={written}", f"--verdicts={into}")
+            command = [*PYTEST, *plugin, *chosen]
+            subprocess.run(command, cwd=ROOT, stdout=printed, stderr=printed, check=False)
+        lines = into.read_text().splitlines()[before:] if into.exists() else []
+        if not lines:
+            raise SystemExit(output.read_text()[-3000:])
+        seen = {json.loads(line)["name"] for line in lines}
+        plan = {name: asked for name, asked in plan.items() if name not in seen}
+
+
+def workspace(number: int) -> Path:
+    """A copy of the package and its tests, in whose files faults are planted."""
+    folder = BUILD / f"copy-{number}"
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     for part in ("jbackprop", "tests", "experiments"):
         skip = shutil.ignore_patterns("__pycache__", "results")
         shutil.copytree(ROOT / part, folder / part, ignore=skip)
@@ -42,127 +63,103 @@ def workspace(name: str) -> Path:
     return folder
 
 
-def pytest(folder: Path, *arguments: str, limit: float | None = None) -> int | None:
-    """The exit status of pytest there; None where it ran out of time."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            return process.wait(limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
-            return None
-
-
-def make_map() -> None:
-    """Which tests run which line, and how long each takes: build/planted/map.json."""
-    folder = workspace("map")
-    status = pytest(
-        folder, "-p", "tests.planted.apart", "-n", str(WORKERS), "--dist", "loadfile", "--cov",
-        "--cov-context=test", "--cov-report=json:covered.json", "--ignore=tests/experiments",
-        "--ignore=tests/test_mutants.py", "--deselect=README.md",
-    )  # fmt: skip
-    if status:
-        raise SystemExit((folder / "output.txt").read_text()[-3000:])
-    report = folder / "covered.json"
-    subprocess.run(
-        [sys.executable, "-m", "coverage", "json", "--show-contexts", "-q", "-o", report],
-        cwd=folder, check=True,
-    )  # fmt: skip
-    files = json.loads(report.read_text())["files"]
-    covered = {
-        path.removeprefix("jbackprop/"): {
-            line: sorted({context.split("|")[0] for context in contexts if context})
-            for line, contexts in file["contexts"].items()
-        }
-        for path, file in files.items()
-    }
-    seconds = json.loads((folder / "seconds.json").read_text())
-    (BUILD / "map.json").write_text(json.dumps({"covered": covered, "seconds": seconds}))
-
-
-def tests_of(fault: Fault, mapped: dict[str, dict]) -> list[str]:
-    """The tests that cover its line, the quickest first."""
-    lines = mapped["covered"].get(fault.path, {})
-    tests = lines.get(str(fault.line), [])
-    return sorted(tests, key=lambda test: mapped["seconds"].get(test, 0.0))
-
-
-def tried(fault: Fault, folder: Path, tests: list[str]) -> str:
-    """Killed, by time or by a test; or survived."""
-    planted = folder / "jbackprop" / fault.path
-    planted.write_text(fault.text, "utf-8")
+def in_its_own_process(fault: Fault, asked: Asked, folder: Path, into: Path) -> None:
+    """The verdict on a fault that shows at import."""
+    begin, path = time.monotonic(), folder / "jbackprop" / fault.path
+    path.write_text(fault.text, "utf-8")
+    names = folder / "tests.txt"
+    names.write_text("\n".join(asked.tests))
+    command, output = [*PYTEST, "-x", f"@{names}"], (folder / "output.txt").open("w")
     try:
-        chosen = tests or ["tests", "--ignore=tests/experiments", "--ignore=tests/test_mutants.py"]
-        status = pytest(folder, "-x", "-p", "no:randomly", *chosen, limit=LIMIT)
-    finally:
-        shutil.copy(PACKAGE / fault.path, planted)
-    return {None: "out of time", 0: "survived"}.get(status, "killed")
+        run = subprocess.run(
+            command, cwd=folder, stdout=output, stderr=output, timeout=60 + asked.limit, check=False
+        )
+        verdict = "killed" if run.returncode else "survived"
+    except subprocess.TimeoutExpired:
+        verdict = "out of time"
+    shutil.copy(PACKAGE / fault.path, path)
+    took = time.monotonic() - begin
+    verdicts.ended(into, fault, verdict, None, len(asked.tests), asked.of, took)
 
 
-def run_all(only: list[str]) -> None:
-    """Every fault that has no verdict yet; verdicts are written as they come."""
-    mapped = json.loads((BUILD / "map.json").read_text())
-    verdicts_file = BUILD / "verdicts.json"
-    verdicts = json.loads(verdicts_file.read_text()) if verdicts_file.exists() else {}
-    faults = [
-        fault
-        for fault in all_faults(PACKAGE)
-        if fault.name not in verdicts and (not only or fault.path in only)
-    ]
-    folders: Queue[Path] = Queue()
-    for i in range(WORKERS):
-        folders.put(workspace(f"worker-{i}"))
+def ask(faults: list[Fault], seconds: float) -> None:
+    """Verdicts on all of them."""
+    begin, plan = time.monotonic(), mapped.plan(faults, seconds)
+    names, folders = list(plan), Queue[Path]()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        shares = [{name: plan[name] for name in names[i::WORKERS]} for i in range(WORKERS)]
+        list(pool.map(in_one_process, shares, [f"worker-{i}" for i in range(WORKERS)]))
+        found = verdicts.read(BUILD, faults)
+        for i in range(WORKERS):
+            folders.put(workspace(i))
 
-    def one(fault: Fault) -> tuple[Fault, str]:
-        folder = folders.get()
-        try:
-            return fault, tried(fault, folder, tests_of(fault, mapped))
-        finally:
+        def alone(fault: Fault) -> None:
+            folder = folders.get()
+            in_its_own_process(fault, plan[fault.name], folder, BUILD / f"{folder.name}.jsonl")
             folders.put(folder)
 
-    begin = time.monotonic()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        for done, (fault, verdict) in enumerate(pool.map(one, faults), start=1):
-            verdicts[fault.name] = verdict
-            verdicts_file.write_text(json.dumps(verdicts, indent=0))
-            if verdict == "survived":
-                print(f"{fault.name}, line {fault.line}\n  {fault.shown[0]}\n  {fault.shown[1]}")
-            if done % 20 == 0:
-                each = (time.monotonic() - begin) / done
-                print(f"-- {done} of {len(faults)}, {each:.1f} s each", flush=True)
+        list(pool.map(alone, [f for f in faults if found[f.name]["verdict"] == "at import"]))
+    print(f"{len(faults)} faults in {(time.monotonic() - begin) / 60:.0f} minutes")
 
 
-def report() -> None:
+def report(faults: list[Fault]) -> None:
     """Counts by file, and every survivor."""
-    verdicts = json.loads((BUILD / "verdicts.json").read_text())
-    faults = {fault.name: fault for fault in all_faults(PACKAGE)}
-    counts = {path: Counter() for path in sorted({fault.path for fault in faults.values()})}
-    for name, verdict in verdicts.items():
-        if name in faults:
-            counts[faults[name].path][verdict] += 1
+    found, excused = verdicts.read(BUILD, faults), verdicts.equivalent()
+    counts = {fault.path: Counter[str]() for fault in faults}
+    for fault in faults:
+        verdict = found.get(fault.name, {"verdict": "not asked"})["verdict"]
+        if verdict == "survived":
+            verdict = "equivalent" if fault.name in excused else verdict
+        counts[fault.path][verdict if verdict != "out of time" else "killed"] += 1
+        if verdict == "survived":
+            asked, of = found[fault.name]["asked"], found[fault.name]["of"]
+            print(f"{fault.name}, line {fault.lines[0]}, {asked} of {of} tests")
+            print(f"  {fault.shown[0]}\n  {fault.shown[1]}")
+    counts["in all"] = sum(counts.values(), Counter())
     for path, count in counts.items():
-        if total := count.total():
-            killed = total - count["survived"]
-            print(f"{path:28} {killed:4} of {total:4} killed, {100 * killed / total:5.1f} %")
-    for name, verdict in verdicts.items():
-        if verdict == "survived" and name in faults:
-            fault = faults[name]
-            print(f"{name}, line {fault.line}\n  {fault.shown[0]}\n  {fault.shown[1]}")
+        share = 100 * count["killed"] / max(1, count.total() - count["not asked"])
+        others = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if verdict != "killed")
+        print(f"{path:28} {count['killed']:4} of {count.total():4} killed {share:5.1f} %  {others}")
+
+
+def sample() -> None:
+    """The faults of the sample, by the tests that are known to kill them: all must be."""
+    tests = json.loads(SAMPLE.read_text())
+    plan = {name: Asked(killers, len(killers), 120.0) for name, killers in tests.items()}
+    folder = BUILD / "sample"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    chosen = sorted({test for killers in tests.values() for test in killers})
+    in_one_process(plan, "sample/one", chosen)
+    found = verdicts.read(folder, all_faults(PACKAGE))
+    for name in tests:
+        print(f"{found[name]['verdict']:12} {name}  {found[name]['shown'][1]}")
+    if {record["verdict"] for record in found.values()} != {"killed"}:
+        raise SystemExit("A planted fault was not found: see which test should have.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.planted")
-    parser.add_argument("what", choices=["map", "all", "report"])
-    parser.add_argument("--only", nargs="*", default=[], help="files, such as core/heads.py")
+    parser.add_argument("what", choices=["map", "all", "again", "report", "sample"])
+    parser.add_argument("--only", nargs="*", default=[], help="files, or names of faults")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    {"map": make_map, "all": lambda: run_all(options.only), "report": report}[options.what]()
+    if options.what == "sample":
+        return sample()
+    if options.what == "map":
+        return mapped.make()
+    faults = [
+        fault
+        for fault in all_faults(PACKAGE)
+        if not options.only or {fault.path, fault.name} & {*options.only}
+    ]
+    found = verdicts.read(BUILD, faults)
+    if options.what == "all":
+        ask([fault for fault in faults if fault.name not in found], SECONDS)
+    elif options.what == "again":
+        survived = [f for f in faults if found.get(f.name, {}).get("verdict") == "survived"]
+        ask([fault for fault in survived if fault.name not in verdicts.equivalent()], float("inf"))
+    report(faults)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Fault:
         place: the function that it stands in, `Class.method` or `<module>`.
         kind: what is done.
         number: which one of that kind in that place, from 0.
-        line: where, in the file as it is.
+        lines: the first and the last of its statement, up to its block if it has one.
         text: the file with the fault.
         shown: the line, before and after.
     """
@@ -47,9 +47,9 @@ class Fault:
     place: str
     kind: str
     number: int
-    line: int
+    lines: tuple[int, int]
     text: str
-    shown: tuple[str, str]
+    shown: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -112,6 +112,10 @@ def _otherwise(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
                 yield "outer swapped", _written(node, args=args[::-1])
             if called == "fold_in" and len(args) == 2:
                 yield "key not folded", args[0]
+            for i, keyword in enumerate(node.keywords):
+                if keyword.arg in ("dtype", "preferred_element_type", "precision"):
+                    others = node.keywords[:i] + node.keywords[i + 1 :]
+                    yield f"{keyword.arg} dropped", _written(node, keywords=others)
 
 
 def _statement(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
@@ -123,40 +127,57 @@ def _statement(node: ast.stmt) -> Iterator[tuple[str, ast.stmt]]:
             yield "never", _written(node, test=ast.Constant(False))  # pyright: ignore
         case ast.Expr(value=ast.Call()):
             yield "call dropped", ast.copy_location(ast.Pass(), node)
+        case ast.Assign(targets=[ast.Tuple(elts=[first, second, *rest]) as names]) if not any(
+            isinstance(name, ast.Starred) for name in (first, second)
+        ):
+            swapped = _written(names, elts=[second, first, *rest])
+            yield "unpacking swapped", _written(node, targets=[swapped])  # pyright: ignore
         case ast.AugAssign(op=op) if type(op) in OPERATORS:
             other = OPERATORS[type(op)]
             yield f"{type(op).__name__} to {other.__name__}", _written(node, op=other())  # pyright: ignore
 
 
-def _places(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
-    """(function, node) of all that runs: no annotations, docstrings, or text of errors."""
+def _places(tree: ast.Module) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
+    """(function, statement, node) of all that runs: no annotations, docstrings, texts of errors."""
 
-    def walk(node: ast.AST, place: str) -> Iterator[tuple[str, ast.AST]]:
+    def walk(
+        node: ast.AST, place: str, within: ast.stmt
+    ) -> Iterator[tuple[str, ast.stmt, ast.AST]]:
         for name, field in ast.iter_fields(node):
             if name in ("annotation", "returns", "type_params") or isinstance(node, ast.Raise):
                 continue
+            if isinstance(node, ast.keyword) and node.arg == "strict":
+                continue  # of zip: it asserts what is so
             for child in field if isinstance(field, list) else [field]:
                 if not isinstance(child, ast.AST) or isinstance(child, ast.JoinedStr):
                     continue
                 if isinstance(child, ast.Import | ast.ImportFrom):
                     continue
-                here = place
+                here, statement = place, child if isinstance(child, ast.stmt) else within
                 if isinstance(child, ast.FunctionDef | ast.ClassDef):
                     here = child.name if place == "<module>" else f"{place}.{child.name}"
-                yield here, child
-                yield from walk(child, here)
+                yield here, statement, child
+                yield from walk(child, here, statement)
 
-    yield from walk(tree, "<module>")
+    yield from walk(tree, "<module>", tree.body[0])
+
+
+def _extent(statement: ast.stmt) -> tuple[int, int]:
+    """The lines of a statement, of one with a block those before it."""
+    block = getattr(statement, "body", None)
+    last = block[0].lineno - 1 if block else statement.end_lineno
+    return statement.lineno, max(statement.lineno, last or 0)
 
 
 def faults_of(path: Path, root: Path) -> list[Fault]:
-    """Every fault of one file. The rest of its text stays as it is, line by line."""
+    """Every fault of one file. All other lines stay as they are, and where they are."""
     text = path.read_text("utf-8")
-    lines, counts, found = text.splitlines(), Counter(), []
+    coded, counts, found = text.encode(), Counter(), []
     starts = [0]
-    for line in text.encode().splitlines(keepends=True):
+    for line in coded.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
-    for place, node in _places(ast.parse(text)):
+    name = path.relative_to(root).as_posix()
+    for place, statement, node in _places(ast.parse(text)):
         ways = [*(_statement(node) if isinstance(node, ast.stmt) else ()), *_otherwise(node)]
         for kind, other in ways:
             assert isinstance(node, ast.expr | ast.stmt)
@@ -165,21 +186,22 @@ def faults_of(path: Path, root: Path) -> list[Fault]:
             begin = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
             written = ast.unparse(ast.fix_missing_locations(other))
+            missing = "\n" * (node.end_lineno - node.lineno - written.count("\n"))
             if isinstance(node, ast.expr):
-                written = f"({written})"
+                written = f"({written}{missing})"
             else:
-                written = written.replace("\n", "\n" + " " * node.col_offset)
-            changed = (text.encode()[:begin] + written.encode() + text.encode()[end:]).decode()
+                written = written.replace("\n", "\n" + " " * node.col_offset) + missing
+            changed = (coded[:begin] + written.encode() + coded[end:]).decode()
             try:
                 ast.parse(changed)
             except SyntaxError:
                 continue
-            name = path.relative_to(root).as_posix()
             number = counts[place, kind]
             counts[place, kind] += 1
-            after = changed.splitlines()[node.lineno - 1]
-            shown = lines[node.lineno - 1].strip(), after.strip()
-            found.append(Fault(name, place, kind, number, node.lineno, changed, shown))
+            lines = text.splitlines(), changed.splitlines()
+            assert len(lines[0]) == len(lines[1]), f"{name}:{place}:{kind}:{number} moves lines"
+            shown = tuple(each[node.lineno - 1].strip() for each in lines)
+            found.append(Fault(name, place, kind, number, _extent(statement), changed, shown))
     return found
 
 

@@ -1,0 +1,142 @@
+"""Which tests run which line, and in which order to ask them about a fault.
+
+A line counts as run by a test where it is traced in it. So nothing may be compiled before: as the
+plugin of a run, this file has every test forget what the ones before it compiled.
+"""
+
+import gc
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from functools import _lru_cache_wrapper
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import pytest
+
+from tests.planted.faults import Fault
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "jbackprop"
+BUILD = ROOT / "build" / "planted"
+MAP = BUILD / "map.json"
+# The benchmark's tests are slow, and the mutants' change files of their own. The README is text.
+LEFT_OUT = (
+    "--ignore=tests/experiments/test_benchmark.py", "--ignore=tests/test_mutants.py",
+    "--ignore=tests/test_planted.py", "--deselect=README.md",
+)  # fmt: skip
+
+_seconds: dict[str, float] = {}
+
+
+def forget() -> None:
+    """Nothing traced, compiled or remembered by the package stays."""
+    jax.clear_caches()
+    for kept in gc.get_objects():
+        if isinstance(kept, _lru_cache_wrapper) and kept.__module__.startswith("jbackprop"):
+            kept.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled() -> None:
+    forget()
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """How long each test takes, in the process that collects the reports."""
+    _seconds[report.nodeid] = _seconds.get(report.nodeid, 0.0) + report.duration
+
+
+def pytest_sessionfinish(session: Any) -> None:
+    if not hasattr(session.config, "workerinput"):
+        (BUILD / "seconds.json").write_text(json.dumps(_seconds))
+
+
+class Asked(NamedTuple):
+    """Who is asked about a fault.
+
+    Attributes:
+        tests: in this order, until one fails.
+        of: how many run its line.
+        limit: seconds after which it has killed them.
+    """
+
+    tests: list[str]
+    of: int
+    limit: float
+
+
+def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
+    """{name: the tests that run its line}, as many as took no longer than `seconds` together.
+
+    Where none runs it, since it runs at import, those of its file.
+    """
+    covered, took = itemgetter("covered", "seconds")(json.loads(MAP.read_text()))
+    of_file = {path: _dedication(covered.get(path, {})) for path in {f.path for f in faults}}
+    found = {}
+    for fault in faults:
+        lines, (first, last) = covered.get(fault.path, {}), fault.lines
+        tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
+        tests = tests or {test for tests in lines.values() for test in tests} or {*took}
+        order = _in_order(tests, of_file[fault.path], took)
+        ends = [*itertools.accumulate(took.get(test, 0.0) for test in order)]
+        few = max(1, sum(end <= seconds for end in ends))
+        found[fault.name] = Asked(order[:few], len(order), 60 + 3 * ends[few - 1])
+    return found
+
+
+def _function(test: str) -> str:
+    return test.split("[")[0]
+
+
+def _dedication(lines: dict[str, list[str]]) -> Counter[str]:
+    """{test function: how many lines of a file it runs, each shared with all that do}."""
+    dedication = Counter[str]()
+    for tests in lines.values():
+        functions = {_function(test) for test in tests}
+        dedication.update(dict.fromkeys(functions, 0.0))
+        for function in functions:
+            dedication[function] += 1 / len(functions)  # pyright: ignore
+    return dedication
+
+
+def _in_order(tests: set[str], dedication: Counter[str], took: dict[str, float]) -> list[str]:
+    """All cases of the test functions most dedicated to a file, for the seconds that they take; of
+    the others one case each, the quick ones first; then what is left."""
+    cases: dict[str, list[str]] = {}
+    for test in sorted(tests, key=lambda test: took.get(test, 0.0)):
+        cases.setdefault(_function(test), []).append(test)
+    worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
+    most = sorted(cases, key=worth, reverse=True)[:8]
+    firsts = [each[0] for each in cases.values()]
+    dedicated = [test for function in most for test in cases[function]]
+    return [*dict.fromkeys(firsts[:5] + dedicated + firsts + sorted(tests, key=took.get))]  # pyright: ignore
+
+
+def make() -> None:
+    """Run every test alone, as it were, and write which lines it ran: build/planted/map.json."""
+    data = {**os.environ, "COVERAGE_FILE": str(BUILD / "coverage")}
+    python = [sys.executable, "-m"]
+    run = [
+        *python, "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.planted.mapped",
+        "-n", "auto", "--dist", "loadfile", "--cov", "--cov-context=test", "--cov-report=",
+        *LEFT_OUT,
+    ]  # fmt: skip
+    subprocess.run(run, cwd=ROOT, env=data, check=True)
+    report = BUILD / "covered.json"
+    written = [*python, "coverage", "json", "--show-contexts", "-q", "-o", str(report)]
+    subprocess.run(written, cwd=ROOT, env=data, check=True)
+    covered = {
+        Path(path).relative_to("jbackprop").as_posix(): {
+            line: sorted({context.split("|")[0] for context in contexts if context})
+            for line, contexts in file["contexts"].items()
+        }
+        for path, file in json.loads(report.read_text())["files"].items()
+    }
+    seconds = json.loads((BUILD / "seconds.json").read_text())
+    MAP.write_text(json.dumps({"covered": covered, "seconds": seconds}))
