@@ -39,7 +39,7 @@ def _as_jax_reads_it(value: np.ndarray) -> np.ndarray:
     """JAX knows no other byte order than the machine's, and no float beyond 64 bits."""
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
-    if value.dtype.kind == "f" and value.dtype.itemsize > 8:
+    if value.dtype == np.longdouble:
         with np.errstate(over="ignore"):
             value = value.astype(np.float64)
     return value
@@ -77,9 +77,9 @@ def as_indices(name: str, value: Any, n: int) -> tuple[Any, Any]:
         raise ValueError(f"{name}: expected integers, got {value.dtype}")
     if isinstance(value, np.ndarray):
         inside = (value >= 0) & (value < n)
-        # -1 is no number of an unsigned dtype
-        fitting = np.where(inside, value, 0).astype(np.int32)
-        return np.where(inside, fitting, np.int32(-1)), inside
+        fitting = np.full(value.shape, -1, np.int32)
+        fitting[inside] = value[inside]
+        return fitting, inside
     if value.dtype.itemsize < 4:
         value = value.astype(jnp.int32)
     return value, (value >= 0) & (value < n)

@@ -28,7 +28,7 @@ def square(values: Array) -> Values:
 
 
 def root(squared: Values) -> Values:
-    """√s, with derivative 0 at 0: where a norm only scales, what is 0 stays 0."""
+    """√s, with a finite derivative at 0: of a norm, whose squares have slope 0 there, that is 0."""
     positive = squared > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1)), squared)
 
@@ -44,7 +44,7 @@ def hypot(x: Values, y: Values) -> Values:
 def unit(weight: Float[Array, " B"]) -> Float[Array, " B"]:
     """w / max w: a sum of these neither overflows nor vanishes, whatever the weights' scale."""
     largest = stop_gradient(jnp.max(weight))
-    return weight / jnp.where(largest == 0, 1, largest)
+    return quotient(weight, jnp.where(largest == 0, 1, largest))
 
 
 def over_total(weight: Float[Array, "*B"]) -> Float[Array, ""]:
@@ -78,13 +78,17 @@ def safe_range(dtype: Any) -> tuple[float, float]:
 
 
 def power_of_two(size: Values) -> Values:
-    """The power of two at or just below a size, by which to divide it exactly; 1 for 0, ∞, NaN."""
-    size = jnp.abs(stop_gradient(size))
-    usable = (size >= jnp.finfo(size.dtype).tiny) & (size < jnp.inf)
+    """The power of two at or just below a size, by which to divide it exactly; 1 for 0, ∞, NaN.
+
+    XLA divides all of an array by one number as it multiplies by its reciprocal, which is in range
+    too: beyond the largest power for which that is so, it is that."""
+    size, tiny = jnp.abs(stop_gradient(size)), jnp.finfo(size.dtype).tiny
+    usable = (size >= tiny) & (size < jnp.inf)
     # without its mantissa a float is that power
     bits = jnp.uint32 if size.dtype == jnp.float32 else jnp.uint64
     exponent = jnp.array(jnp.inf, size.dtype).view(bits)
-    return jnp.where(usable, (size.view(bits) & exponent).view(size.dtype), 1)
+    power = (size.view(bits) & exponent).view(size.dtype)
+    return jnp.where(usable, jnp.minimum(power, 1 / tiny), 1)
 
 
 def quotient(a: Any, b: Array) -> Array:
