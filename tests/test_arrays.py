@@ -44,7 +44,7 @@ def test_a_list_may_hold_traced_numbers():
 
 @pytest.mark.parametrize("bad", ["a", [1j], [None], np.array([1], object), object()])
 def test_what_is_no_number_is_named(bad):
-    with pytest.raises(ValueError, match="^x: expected an array of real numbers, got "):
+    with pytest.raises(ValueError, match=r"^x: expected an array of real numbers, got "):
         arrays.as_numbers("x", bad)
 
 
@@ -99,13 +99,13 @@ def test_large_indices_of_jax_stay_as_they_are():
 
 def test_indices_are_whole():
     for bad in (np.ones(2), jnp.ones(2), np.ones(2, bool)):
-        with pytest.raises(ValueError, match="^i: expected integers, got (float|bool)"):
+        with pytest.raises(ValueError, match=r"^i: expected integers, got (float|bool)"):
             arrays.as_indices("i", bad, 3)
 
 
 @pytest.mark.parametrize("bad", [0, -1, 1.0, "1", None, 0.5])
 def test_a_size_is_a_whole_number_of_at_least_1(bad):
-    with pytest.raises(ValueError, match="^n: expected a whole number of at least 1, got "):
+    with pytest.raises(ValueError, match=r"^n: expected a whole number of at least 1, got "):
         arrays.check_size("n", bad)
     for good in (1, 2, np.int64(1), np.uint8(1)):
         arrays.check_size("n", good)
@@ -113,12 +113,12 @@ def test_a_size_is_a_whole_number_of_at_least_1(bad):
 
 @pytest.mark.parametrize("bad", [0, -1.0, np.inf, np.nan, [1.0], np.ones(1), 0.0])
 def test_what_must_be_positive_is_one_finite_number_above_0(bad):
-    with pytest.raises(ValueError, match="^x: expected a finite number above 0, got "):
+    with pytest.raises(ValueError, match=r"^x: expected a finite number above 0, got "):
         arrays.check_positive("x", bad)
 
 
 def test_what_must_be_positive_must_be_known():
-    with pytest.raises(ValueError, match="^x: expected a finite number above 0, got "):
+    with pytest.raises(ValueError, match=r"^x: expected a finite number above 0, got "):
         jax.jit(lambda v: arrays.check_positive("x", v))(1.0)
     for good in (1, 1e-30, 0.5, np.float32(2.0), jnp.float32(3.0)):
         assert arrays.check_positive("x", good) == float(good)
@@ -127,7 +127,7 @@ def test_what_must_be_positive_must_be_known():
 def test_a_key_is_one_typed_key():
     arrays.check_key(jax.random.key(0))
     for bad in (0, jnp.zeros(2, jnp.uint32), jax.random.PRNGKey(0), None):
-        with pytest.raises(ValueError, match="^key: expected a typed key"):
+        with pytest.raises(ValueError, match=r"^key: expected a typed key"):
             arrays.check_key(bad)
     with pytest.raises(ValueError, match=r"^key: expected one key of shape \(\), got \(2,\)"):
         arrays.check_key(jax.random.split(jax.random.key(0)))
@@ -135,7 +135,7 @@ def test_a_key_is_one_typed_key():
 
 def test_the_first_bad_row_is_named():
     values = np.array([[1, 2], [3, -4], [-5, 6]])
-    with pytest.raises(ValueError, match="^x: expected more, got -4 at row 1$"):
+    with pytest.raises(ValueError, match=r"^x: expected more, got -4 at row 1$"):
         arrays.check_rows("x", "more", values, values > 0)
     arrays.check_rows("x", "more", values, values > -9)
     arrays.check_rows("x", "more", values[:0], values[:0] > 0)

@@ -85,7 +85,8 @@ def test_the_safe_range_leaves_room_for_sums(dtype):
 
 @pytest.mark.parametrize(
     ("size", "power"),
-    [(1, 1), (1.5, 1), (2, 2), (-3, 2), (0.75, 0.5), (1e38, 2.0**126), (3e38, 2.0**126), (float(F32.tiny), 2.0**-126),
+    [(1, 1), (1.5, 1), (2, 2), (-3, 2), (0.75, 0.5), (1e38, 2.0**126), (3e38, 2.0**126),
+     (float(F32.tiny), 2.0**-126),
      (0, 1), (np.inf, 1), (-np.inf, 1), (np.nan, 1), (1e-40, 1)],
 )  # fmt: skip
 def test_the_power_of_two_below(size, power):

@@ -4,14 +4,18 @@ import ast
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jbackprop.core import backward, values
+import jbackprop as jb
+from jbackprop.core import values
 from tests.planted import mapped, verdicts
 from tests.planted.faults import all_faults, faults_of
 from tests.planted.planter import planted
 
 FAULTS = {fault.name: fault for fault in all_faults(mapped.PACKAGE)}
+NET = jb.Network((2, 3), output=jb.softmax, cost=jb.cross_entropy)
+X = np.ones((2, 2))
 SOURCE = '''
 """A docstring of 1 + 1."""
 import jax.numpy as jnp
@@ -89,11 +93,6 @@ def test_a_planted_fault_is_there_and_goes():
         with pytest.raises(ValueError, match=said):
             check()
     check()
-
-
-def test_it_reaches_what_is_traced():
-    """Compiled programs are forgotten, before and after."""
-    fault = FAULTS["core/backward.py:output_delta:wide dropped:0"]
 
 
 def test_what_shows_at_import_is_left_to_a_new_process():

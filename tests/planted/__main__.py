@@ -1,12 +1,12 @@
 """Plants every fault by turns, and asks the tests that run its line: which survive?
 
-    python -m tests.planted map              which test runs which line; again when tests change
+    python -m tests.planted map              which test runs which line; --only tests/new.py adds
     python -m tests.planted all              every fault; goes on where it was
     python -m tests.planted again            the survivors, with every test that runs their line
     python -m tests.planted report           killed and surviving, by file
     python -m tests.planted sample           the faults of sample.json: all must be killed
 
-Files or names may be chosen: `all --only core/heads.py`.
+Files or names of faults may be chosen: `all --only core/heads.py`.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from tests.planted import mapped, verdicts
 from tests.planted.faults import Fault, all_faults
 from tests.planted.mapped import BUILD, PACKAGE, ROOT, Asked
 
-SECONDS = 40.0  # of tests that a fault is asked by at first
+SECONDS = 12.0  # of tests that a fault is asked by at first
 SAMPLE = Path(__file__).parent / "sample.json"
 WORKERS = os.cpu_count() or 1
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
@@ -141,13 +141,15 @@ def sample() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.planted")
     parser.add_argument("what", choices=["map", "all", "again", "report", "sample"])
-    parser.add_argument("--only", nargs="*", default=[], help="files, or names of faults")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="files or names of faults, or tests"
+    )
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     if options.what == "sample":
         return sample()
     if options.what == "map":
-        return mapped.make()
+        return mapped.make(options.only)
     faults = [
         fault
         for fault in all_faults(PACKAGE)

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from functools import _lru_cache_wrapper
 from operator import itemgetter
 from pathlib import Path
@@ -118,25 +119,31 @@ def _in_order(tests: set[str], dedication: Counter[str], took: dict[str, float])
     return [*dict.fromkeys(firsts[:5] + dedicated + firsts + sorted(tests, key=took.get))]  # pyright: ignore
 
 
-def make() -> None:
-    """Run every test alone, as it were, and write which lines it ran: build/planted/map.json."""
+def make(chosen: Sequence[str] = ()) -> None:
+    """Run every test alone, as it were, and write which lines it ran: build/planted/map.json. Of
+    the tests chosen, what was known of all others stays."""
     data = {**os.environ, "COVERAGE_FILE": str(BUILD / "coverage")}
     python = [sys.executable, "-m"]
     run = [
         *python, "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.planted.mapped",
         "-n", "auto", "--dist", "loadfile", "--cov", "--cov-context=test", "--cov-report=",
-        *LEFT_OUT,
+        *(chosen or LEFT_OUT),
     ]  # fmt: skip
     subprocess.run(run, cwd=ROOT, env=data, check=True)
     report = BUILD / "covered.json"
     written = [*python, "coverage", "json", "--show-contexts", "-q", "-o", str(report)]
     subprocess.run(written, cwd=ROOT, env=data, check=True)
-    covered = {
-        Path(path).relative_to("jbackprop").as_posix(): {
-            line: sorted({context.split("|")[0] for context in contexts if context})
-            for line, contexts in file["contexts"].items()
-        }
-        for path, file in json.loads(report.read_text())["files"].items()
-    }
     seconds = json.loads((BUILD / "seconds.json").read_text())
-    MAP.write_text(json.dumps({"covered": covered, "seconds": seconds}))
+    known = json.loads(MAP.read_text()) if chosen else {"covered": {}, "seconds": {}}
+    covered: dict[str, dict[str, list[str]]] = {}
+    for path, file in json.loads(report.read_text())["files"].items():
+        name = Path(path).relative_to("jbackprop").as_posix()
+        before = known["covered"].get(name, {})
+        covered[name] = {
+            line: sorted(
+                {context.split("|")[0] for context in file["contexts"].get(line, []) if context}
+                | {test for test in before.get(line, []) if test not in seconds}
+            )
+            for line in before.keys() | file["contexts"].keys()
+        }
+    MAP.write_text(json.dumps({"covered": covered, "seconds": known["seconds"] | seconds}))
