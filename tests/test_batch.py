@@ -119,3 +119,16 @@ def test_a_cost_is_one_number():
         ValueError, match=r"^cost: expected vector.value\(y, t\) of shape \(\), got"
     ):
         jb.mean_cost(net, LAYERS, X, T)
+
+
+def test_a_cost_of_float16_is_float32():
+    """A square beyond 65,504 is no infinity, and ln Σ e^z keeps its digits."""
+    half = (jb.Layer(jnp.zeros((3, 2), jnp.float16), jnp.array([300, 1, 2], jnp.float16)),)
+    cost = jb.mean_cost(jb.Network((2, 3)), half, X[:1], [[0, 1, 0]])
+    assert (cost.dtype, float(cost)) == (jnp.float32, (300**2 + 2**2) / 2)
+    cost = jb.mean_cost(jb.Network((2, 3)), half, X[:1], [[0, 1, -400]])
+    assert float(cost) == (300**2 + 402**2) / 2
+    z = np.array([2.5, 1.25, 2.75])
+    half = (half[0]._replace(b=jnp.array(z, jnp.float16)),)
+    cost = jb.mean_cost(NET, half, X[:1], [1])
+    np.testing.assert_allclose(cost, np.log(np.exp(z).sum()) - 1.25, rtol=2e-7)

@@ -13,6 +13,7 @@ import pytest
 from helpers import problem
 
 import jbackprop as jb
+from jbackprop.core import checks
 
 NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
 REGRESSION = jb.Network((4, 5, 3))
@@ -66,6 +67,18 @@ CASES = {
     "a layer missing": (lambda: jb.predict(NET, PARAMS[:1], X), "params: expected 2 .* got 1"),
     "params None": (lambda: jb.predict(NET, None, X), "params: .* got NoneType"),
     "w without b": (lambda: jb.predict(NET, [w for w, _ in PARAMS], X), "params: "),
+    "no b": (lambda: jb.predict(NET, [(w,) for w, _ in PARAMS], X), "params: .* got no b^1"),
+    "b None": (
+        lambda: jb.predict(NET, [PARAMS[0], (PARAMS[1].w, None)], X), "params: .* got no b^2"),
+    "an empty layer": (lambda: jb.predict(NET, [(), ()], X), "params: .* 0 parts in layer 1"),
+    "three parts": (
+        lambda: jb.predict(NET, [PARAMS[0], (1, None, 3)], X), "params: .* 3 parts in layer 2"),
+    "words for w": (
+        lambda: jb.predict(NET, [PARAMS[0], ("w", "b")], X), "params: w^2: expected an array"),
+    "words for b": (
+        lambda: jb.predict(NET, [(PARAMS[0].w, "b"), PARAMS[1]], X), "params: b^1: expected an"),
+    "w of another network above": (
+        lambda: jb.predict(jb.Network((4, 5, 2)), PARAMS, X), "params: expected w^2 of shape"),
     "integer params": (
         lambda: jb.predict(NET, [(w.astype(int), b.astype(int)) for w, b in PARAMS], X),
         "params: expected one floating dtype throughout .* got int32"),
@@ -207,6 +220,66 @@ def test_bad_input_names_the_argument(name):
     pattern = ".*".join(map(re.escape, message.split(".*")))
     with pytest.raises(ValueError, match=f"^{pattern}"):
         call()
+
+
+BINARY = jb.Network((4, 1), output=jb.sigmoid, cost=jb.binary_cross_entropy)
+
+
+def test_an_array_of_jax_passes_a_jit_border_as_it_is():
+    assert checks.storable_input(NET, X, jnp.float32) is X
+    for net, t in [(NET, T), (NET, LABELS), (BINARY, LABELS), (BINARY, LABELS > 0)]:
+        assert checks.storable_target(net, t, jnp.float32, (6,)) is t
+
+
+@pytest.mark.parametrize("net", [NET, BINARY])
+def test_labels_pass_it_as_int32_and_as_minus_1_where_they_are_none(net):
+    n = max(net.sizes[-1], 2)
+    t = checks.storable_target(net, np.array([0, 1, n - 1, n, -1, 2**32]), jnp.float32, (6,))
+    assert t.dtype == np.int32
+    assert t.tolist() == [0, 1, n - 1, -1, -1, -1]
+
+
+def test_bools_and_images_of_bytes_pass_it_small():
+    assert checks.storable_target(BINARY, np.ones(6, bool), jnp.float32, (6,)).dtype == bool
+    assert checks.storable_input(NET, np.ones((6, 4), np.uint8), jnp.float32).dtype == np.uint8
+    assert checks.storable_input(NET, np.ones((6, 4)), jnp.float16).dtype == jnp.float16
+
+
+def test_labels_become_vectors_of_the_parameters_dtype():
+    for net, labels, expected in [
+        (NET, [0, 2, 3], [[1, 0, 0], [0, 0, 1], [jnp.nan] * 3]),
+        (BINARY, [0, 1, 2], [[0], [1], [jnp.nan]]),
+        (BINARY, [False, True, True], [[0], [1], [1]]),
+    ]:
+        t = checks.as_target(net, labels, jnp.float16, lead=(3,))
+        assert t.dtype == jnp.float16
+        np.testing.assert_array_equal(t, np.float16(expected))
+        one = checks.as_target(net, labels[1], jnp.float16)
+        np.testing.assert_array_equal(one, np.float16(expected[1]))
+
+
+@pytest.mark.parametrize("given", [None, [1, 2], [True, False], np.array([1, 2.0])])
+def test_weights_are_float32_at_least(given):
+    for dtype in (jnp.float16, jnp.bfloat16, jnp.float32):
+        weight = checks.as_weight(given, 2, dtype)
+        assert weight.dtype == jnp.float32
+        assert weight.tolist() == ([1, 1] if given is None else [float(w) for w in given])
+    with jax.enable_x64(True):
+        assert checks.as_weight(given, 2, jnp.float64).dtype == jnp.float64
+
+
+def test_weights_lie_within_their_dtype():
+    least, most = (float(getattr(jnp.finfo(jnp.float32), end)) for end in ("tiny", "max"))
+    for good in ([0, 1], [least, most], np.array([0, 60_000], np.float16), [0.0, -0.0]):
+        assert checks.as_weight(good, 2, jnp.float32).tolist() == [float(w) for w in good]
+    for bad in ([1, least / 2], [1, 2 * most], [1, -1], [1, np.nan], [1, np.inf]):
+        expected = "0 or numbers" if bad[1] == least / 2 else "finite numbers"
+        with pytest.raises(ValueError, match=f"^weight: expected {expected}.* at row 1$"):
+            checks.as_weight(np.array(bad), 2, jnp.float32)
+        with np.errstate(over="ignore"):
+            narrow = np.array(bad, np.float32)
+        found = jax.jit(lambda w: checks.as_weight(w, 2, jnp.float32))(narrow)
+        assert jnp.isnan(found).tolist() == [False, bad[1] != least / 2]
 
 
 def test_what_is_traced_raises_when_it_is_traced():

@@ -141,9 +141,7 @@ def sample() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.planted")
     parser.add_argument("what", choices=["map", "all", "again", "report", "sample"])
-    parser.add_argument(
-        "--only", nargs="*", default=[], help="files or names of faults, or tests"
-    )
+    parser.add_argument("--only", nargs="*", default=[], help="files or names of faults, or tests")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     if options.what == "sample":
