@@ -316,3 +316,53 @@ def test_every_public_name_is_there_and_documented():
         )
         if callable(value) and name != "Params":
             assert value.__doc__
+
+
+def test_only_a_batch_is_called_one():
+    other = jb.Network((4, 6, 3))
+    tape = jb.forward(other, jb.init(other, jax.random.key(0)), X[0])
+    with pytest.raises(ValueError, match=r"^tape: .* from forward") as error:
+        jb.backward(NET, PARAMS, tape, T[0])
+    assert "batch" not in str(error.value)
+    with pytest.raises(ValueError, match=r"^tape: .* from forward.* got int$"):
+        checks.check_tape(NET, 3)
+    with pytest.raises(ValueError, match=r", a batch: jax.vmap makes"):
+        jb.backward(NET, PARAMS, BATCHED, T[0])
+
+
+def test_the_shapes_of_deltas_and_z_are_told_apart():
+    said = r"^deltas: .*got {'deltas': \[\(3,\)\], 'z': \[\(5,\), \(3,\)\]}$"
+    with pytest.raises(ValueError, match=said):
+        jb.gradients(TAPE, DELTAS[1:])
+
+
+@jax.tree_util.register_pytree_node_class
+class Unlike:
+    """Says that it is (w, b), and has another leaf beside."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+    def __iter__(self):
+        return iter(self.parts[:2])
+
+    def tree_flatten(self):
+        return self.parts, None
+
+    @classmethod
+    def tree_unflatten(cls, _, parts):
+        return cls(*parts)
+
+
+def test_a_gradient_has_the_structure_of_what_it_is_of():
+    found = [(1, 2), (3, 4)]
+    like = [{"w": 0, "b": 0}, {"w": 0, "b": 0}]
+    assert checks.in_the_structure_of("g", [(0, 0), (0, 0)], found) == found
+    reordered = jax.tree.map(lambda v: v, [Unlike(0, 0), Unlike(0, 0)])
+    assert [layer.parts for layer in checks.in_the_structure_of("g", reordered, found)] == found
+    for wrong in (like, [((0,), 0), (0, 0)], [Unlike(0, 0, 0), (0, 0)], [(0, [0, 0]), (0, 0)]):
+        with pytest.raises(ValueError, match=r"^params: expected a pytree whose leaves are"):
+            checks.in_the_structure_of("g", wrong, found)
+    for wrong in (3, [1, 2], found[:1], [(1, 2, 3)] * 2):
+        with pytest.raises(ValueError, match=r"^g: expected \(w, b\) per layer, got "):
+            checks.in_the_structure_of("g", [(0, 0), (0, 0)], wrong)

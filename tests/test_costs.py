@@ -211,3 +211,25 @@ def test_float16_logits_of_4e4_have_a_cost():
         cost, gradient = jb.value_and_grad(net, params, jnp.ones((1, 1)), t)
         assert float(cost) == pytest.approx(8e4, rel=1e-3)
         assert gradient[0].b.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("cost", [jb.cross_entropy, jb.binary_cross_entropy], ids=lambda c: c.name)
+def test_a_probability_of_0_for_what_happened_costs_infinitely_much(cost):
+    """And of 0 for what did not, nothing, with slope 0."""
+    assert cost.value(jnp.array([0.0, 0.5]), jnp.array([1.0, 0.0])) == jnp.inf
+    assert cost.value(jnp.array([0.0, 1.0]), jnp.array([0.0, 1.0])) == 0
+    if cost == jb.binary_cross_entropy:
+        assert cost.value(jnp.array([1.0]), jnp.array([0.0])) == jnp.inf
+    slope = jax.grad(cost.value)(jnp.array([0.0, 0.5]), jnp.array([0.0, 1.0]))
+    assert slope[1] == -2
+    assert jnp.isfinite(slope[0])
+
+
+@pytest.mark.parametrize("delta", [0.5, 1.0, 3.0])
+def test_huber_has_its_slope_at_its_corners_by_autodiff_too(delta):
+    cost, t = jb.huber_of(delta), jnp.zeros(5)
+    y = jnp.array([-delta, -delta / 2, 0, delta, 2 * delta])
+    assert jax.grad(cost.value)(y, t).tolist() == cost.grad(y, t).tolist()
+    assert cost.grad(y, t).tolist() == [-delta, -delta / 2, 0, delta, delta]
+    expected = delta**2 * (0.5 + 0.125 + 0.5 + 1.5)
+    assert float(cost.value(y, t)) == pytest.approx(expected)

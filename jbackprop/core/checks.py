@@ -20,6 +20,7 @@ from jbackprop.core.arrays import (
     stored,
 )
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
+from jbackprop.core.numerics import at_least_float32
 from jbackprop.core.records import Cost
 
 
@@ -171,7 +172,7 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
 
     One that is negative or infinite raises where it is concrete, and becomes NaN where traced; one
     too small for the dtype, which would make its row absent, raises."""
-    dtype = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    dtype = at_least_float32(dtype)
     if weight is None:
         return jnp.ones(batch, dtype)
     weight = as_numbers("weight", weight)
@@ -193,13 +194,13 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
 
 def check_tape(net: Sized, tape: Any) -> None:
     """The tape of one example, from `forward` of this network."""
+    expected = [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]
+    what = f"the tape of ONE example, from forward: z and a of shapes {expected}"
     try:
         got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
     except (AttributeError, TypeError):
-        got = type(tape).__name__
-    expected = [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]
+        fail(net, "tape", what, type(tape).__name__)
     if got != expected:
-        what = f"the tape of ONE example, from forward: z and a of shapes {expected}"
         fail(net, "tape", what, f"{got}{_if_batch(got, expected)}")
 
 
@@ -216,9 +217,8 @@ def check_deltas(name: str, deltas: Any, z: Any) -> None:
 def _if_batch(got: Any, expected: Any) -> str:
     """A word to whoever hands a batch to a function of one example."""
     flat = lambda shapes: [shape for part in shapes for shape in part]
-    if isinstance(got, list) and any(
-        len(shape) > len(one) for shape, one in zip(flat(got), flat(expected), strict=False)
-    ):
+    ranks = [(len(shape), len(one)) for shape, one in zip(flat(got), flat(expected), strict=False)]
+    if any(rank > of_one for rank, of_one in ranks):
         return ", a batch: jax.vmap makes this a function of one, and backprop does all of it"
     return ""
 

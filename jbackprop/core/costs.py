@@ -27,8 +27,7 @@ def _d_squared_error(y: Y, t: Y) -> Y:
 
 def times(t: Y, f: Callable[[Any], Any], v: Y, pole: float) -> Y:
     """t ⊙ f(v), and 0 where t is 0 and f infinite, at its pole: 0 · ln 0 = 0, its slope too."""
-    absent = (t == 0) & (v == pole)
-    return jnp.where(absent, 0, t * f(jnp.where(absent, 0.5, v)))
+    return t * f(jnp.where((t == 0) & (v == pole), 0.5, v))
 
 
 def _binary_cross_entropy(y: Y, t: Y) -> Scalar:
@@ -49,7 +48,7 @@ def _d_cross_entropy(y: Y, t: Y) -> Y:
 
 def _huber(y: Y, t: Y, delta: float) -> Scalar:
     e = jnp.abs(y - t)
-    return jnp.sum(jnp.where(e <= delta, jnp.minimum(e, delta) ** 2 / 2, delta * (e - delta / 2)))
+    return jnp.sum(jnp.where(e < delta, jnp.minimum(e, delta) ** 2 / 2, delta * (e - delta / 2)))
 
 
 def _d_huber(y: Y, t: Y, delta: float) -> Y:

@@ -11,15 +11,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 Values = Float[Array, "*shape"]
 
 
+def at_least_float32(dtype: Any) -> np.dtype:
+    """float32, or float64 if it is that."""
+    return np.promote_types(dtype, np.float32)
+
+
 def wide(values: Array) -> Array:
     """In float32 at least, for squares and sums."""
-    return values if jnp.finfo(values.dtype).bits >= 32 else values.astype(jnp.float32)
+    return values.astype(at_least_float32(values.dtype))
 
 
 def square(values: Array) -> Values:
