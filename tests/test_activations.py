@@ -42,7 +42,8 @@ def test_slope_at_kinks_and_at_zero_is_that_of_jax_nn(f):
 
 @pytest.mark.parametrize("f", HIDDEN, ids=lambda f: f.name)
 def test_our_own_forward_pass_differentiates_to_our_slope(f):
-    z = jnp.array([-1e4, -104.0, -88, -17, -2, -0.3, 0, 0.3, 2, 17, 88, 104, 1e4])
+    sizes = [0.3, 2, 17, 88, 104, 1e4, 1e20, 3e38]
+    z = jnp.array([-z for z in sizes] + [0.0] + sizes)
     np.testing.assert_allclose(jax.vmap(jax.grad(f.f))(z), f.df(z), rtol=1e-5, atol=1e-6)
 
 
@@ -103,3 +104,14 @@ def test_pickles_and_compares_by_value(f):
 def test_softmax_slope_is_its_jacobian():
     z = jnp.array([0.3, -1.0, 2.0])
     np.testing.assert_allclose(jb.softmax.df(z), jax.jacobian(jax.nn.softmax)(z), atol=1e-7)
+
+
+@pytest.mark.parametrize("top", [0, 1, 2])
+def test_softmax_pulls_without_cancelling(top):
+    """What reaches the largest output is as small as the others are, to every digit."""
+    z, e = np.roll([15.0, 0, 1], top), np.roll([1.0, 2, 3], top)
+    y = np.exp(z) / np.exp(z).sum()
+    expected = y * (e - (y * e).sum())
+    expected[top] = y[top] * sum(y[j] * (e[top] - e[j]) for j in range(3) if j != top)
+    found = jb.softmax.pull(jnp.array(z, jnp.float32), jnp.array(e, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=2e-6)

@@ -168,6 +168,11 @@ CASES = {
         lambda: jb.propagate(NET, PARAMS, TAPE, DELTAS[-1], key=3), "key: .* typed key.* got int"),
     "raw key for a rule": (
         lambda: jb.backprop(NET, PARAMS, X, T, key=jax.random.PRNGKey(0)), "key: .* typed key"),
+    "a seed for a rule": (
+        lambda: jb.backprop(NET, PARAMS, X, T, key=0), "key: expected a typed key.* got int"),
+    "keys for a rule": (
+        lambda: jb.backprop(NET, PARAMS, X, T, key=jax.random.split(jax.random.key(0))),
+        "key: expected one key of shape ()"),
     "a rule of a wrong shape": (
         lambda: jb.backprop(NET, PARAMS, X, T, rule=jb.Rule("wide", lambda s: s.delta)),
         "rule wide: expected shape (5,), got (3,)"),

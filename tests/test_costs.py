@@ -233,3 +233,19 @@ def test_huber_has_its_slope_at_its_corners_by_autodiff_too(delta):
     assert cost.grad(y, t).tolist() == [-delta, -delta / 2, 0, delta, delta]
     expected = delta**2 * (0.5 + 0.125 + 0.5 + 1.5)
     assert float(cost.value(y, t)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("on", [0, 1, 2])
+def test_a_single_class_that_is_on_is_certain(on):
+    """All others switched off by z = -∞: the class costs nothing where it is right."""
+    of_pair = head(jb.softmax, jb.binary_cross_entropy)
+    z = jnp.full(3, -jnp.inf).at[on].set(5.0)
+    t = jnp.zeros(3).at[on].set(1.0)
+    value = lambda z, t: of_pair.value(z, jb.softmax.f(z), t)
+    with jax.debug_nans(True):
+        assert value(z, t) == 0
+        assert value(z, jnp.roll(t, 1)) == jnp.inf
+        assert jnp.isfinite(jax.grad(value)(z, t)).all()
+        assert of_pair.delta(z, jb.softmax.f(z), t).tolist() == [0, 0, 0]
+        nothing = of_pair.delta(z, jb.softmax.f(z), jnp.zeros(3))
+        assert jnp.delete(nothing, on).tolist() == [0, 0]

@@ -134,7 +134,8 @@ def softplus(z: Z) -> Z:
     return jax.nn.softplus(z)
 
 
-# σ(z) is 0 or 1 long before ±_FAR in every dtype: z may stop there, so that ∞ · 0 does not arise.
+# σ(z) and erfc(z) are at their limits long before ±_FAR in every dtype: z may stop there, so that
+# ∞ · 0 does not arise.
 _FAR = 1000.0
 
 
@@ -155,30 +156,30 @@ _GELU_C = math.sqrt(2 / math.pi)
 
 
 def _two_u(z: Z) -> Z:
-    z = jnp.clip(z, -40, 40)  # σ is 0 or 1 long before, and z³ would overflow
+    z = jnp.clip(z, -_FAR, _FAR)  # z³ would overflow
     return 2 * _GELU_C * (z + 0.044715 * z**3)
 
 
 @_widened
 def gelu(z: Z) -> Z:
-    return jnp.maximum(z, -40) * jax.nn.sigmoid(_two_u(z))
+    return jnp.maximum(z, -_FAR) * jax.nn.sigmoid(_two_u(z))
 
 
 @_widened
 def d_gelu(z: Z) -> Z:
-    two_u, z = _two_u(z), jnp.clip(z, -40, 40)
+    two_u, z = _two_u(z), jnp.clip(z, -_FAR, _FAR)
     slope = 2 * _GELU_C * (1 + 3 * 0.044715 * z**2)
     return jax.nn.sigmoid(two_u) * (1 + z * slope * jax.nn.sigmoid(-two_u))
 
 
 @_widened
 def gelu_exact(z: Z) -> Z:
-    return jnp.maximum(z, -40) * (jax.lax.erfc(-z * math.sqrt(0.5)) / 2)
+    return jnp.maximum(z, -_FAR) * (jax.lax.erfc(-z * math.sqrt(0.5)) / 2)
 
 
 @_widened
 def d_gelu_exact(z: Z) -> Z:
-    z = jnp.clip(z, -40, 40)
+    z = jnp.clip(z, -_FAR, _FAR)
     cdf = jax.lax.erfc(-z * math.sqrt(0.5)) / 2
     return cdf + z * jnp.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
