@@ -1,13 +1,11 @@
 """The panel as an experiment, and the picture as a function."""
 
 import jax
-import numpy as np
 import optax
 import pytest
 
 import jbackprop as jb
 from experiments import panel
-from jbackprop.plots import smooth
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +42,3 @@ def test_a_panel_can_be_drawn_for_any_depth(sizes, tmp_path):
     figure = jb.plot_panel(run(jb.Network(sizes)))
     figure.savefig(tmp_path / "panel.png")
     assert len(figure.axes) == 9
-
-
-def test_a_single_step_is_refused():
-    one = jax.tree.map(lambda leaf: leaf[0], run(jb.Network((4, 3))))
-    with pytest.raises(ValueError, match="panel: expected an axis of at least 2 steps"):
-        jb.plot_panel(one)
-
-
-def test_running_means_pass_over_what_is_not_a_number():
-    values = np.array([1.0, 3.0, np.nan, 5.0])
-    assert smooth(values, 2).tolist() == [1.0, 2.0, 3.0, 5.0]
