@@ -2,7 +2,7 @@
 
     python -m tests.planted map              which test runs which line; --only tests/new.py adds
     python -m tests.planted all              every fault; goes on where it was
-    python -m tests.planted again            the survivors, with every test that runs their line
+    python -m tests.planted again            the survivors, with five times as many tests
     python -m tests.planted report           killed and surviving, by file
     python -m tests.planted sample           the faults of sample.json: all must be killed
 
@@ -158,7 +158,7 @@ def main() -> None:
         ask([fault for fault in faults if fault.name not in found], SECONDS)
     elif options.what == "again":
         survived = [f for f in faults if found.get(f.name, {}).get("verdict") == "survived"]
-        ask([fault for fault in survived if fault.name not in verdicts.equivalent()], float("inf"))
+        ask([fault for fault in survived if fault.name not in verdicts.equivalent()], 5 * SECONDS)
     report(faults)
 
 

@@ -84,7 +84,7 @@ def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
         lines, (first, last) = covered.get(fault.path, {}), fault.lines
         tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
         tests = tests or {test for tests in lines.values() for test in tests} or {*took}
-        order = _in_order(tests, of_file[fault.path], took)
+        order = _in_order(Path(fault.path).stem, tests, of_file[fault.path], took)
         ends = [*itertools.accumulate(took.get(test, 0.0) for test in order)]
         few = max(1, sum(end <= seconds for end in ends))
         found[fault.name] = Asked(order[:few], len(order), 60 + 3 * ends[few - 1])
@@ -106,17 +106,21 @@ def _dedication(lines: dict[str, list[str]]) -> Counter[str]:
     return dedication
 
 
-def _in_order(tests: set[str], dedication: Counter[str], took: dict[str, float]) -> list[str]:
-    """All cases of the test functions most dedicated to a file, for the seconds that they take; of
-    the others one case each, the quick ones first; then what is left."""
+def _in_order(
+    name: str, tests: set[str], dedication: Counter[str], took: dict[str, float]
+) -> list[str]:
+    """First the tests of a file's own name, then all cases of the test functions most dedicated to
+    it, for the seconds that they take; of the others one case each, and then what is left. The
+    quick ones come first."""
     cases: dict[str, list[str]] = {}
-    for test in sorted(tests, key=lambda test: took.get(test, 0.0)):
+    quick = sorted(tests, key=lambda test: took.get(test, 0.0))
+    for test in quick:
         cases.setdefault(_function(test), []).append(test)
     worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
-    most = sorted(cases, key=worth, reverse=True)[:8]
+    own = [test for test in quick if f"/test_{name}.py" in test]
+    most = [test for f in sorted(cases, key=worth, reverse=True)[:8] for test in cases[f]]
     firsts = [each[0] for each in cases.values()]
-    dedicated = [test for function in most for test in cases[function]]
-    return [*dict.fromkeys(firsts[:5] + dedicated + firsts + sorted(tests, key=took.get))]  # pyright: ignore
+    return [*dict.fromkeys(own + most + firsts + quick)]
 
 
 def make(chosen: Sequence[str] = ()) -> None:
