@@ -50,6 +50,9 @@ CASES = {
     # init
     "integer dtype": (
         lambda: jb.init(NET, jax.random.key(0), dtype=int), "dtype: .* floating dtype, got int"),
+    "a dtype that is none": (
+        lambda: jb.init(NET, jax.random.key(0), dtype="float33"),
+        "dtype: expected a floating dtype, got float33"),
     "float64 without x64": (
         lambda: jb.init(NET, jax.random.key(0), dtype="float64"), "dtype: float64 needs 64-bit"),
     "raw key": (lambda: jb.init(NET, jax.random.PRNGKey(0)), "key: .* got uint32"),

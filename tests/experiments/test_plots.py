@@ -36,7 +36,7 @@ def lines(axes):
     return np.stack([line.get_ydata() for line in axes.lines], -1)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page():
     seen = panel()
     figure = jb.plot_panel(seen)
