@@ -8,7 +8,7 @@ from jbackprop.quantities.diagnostics import Panel
 
 _BLUE = "#2b6cb0"
 # Looks, and nothing that the picture says.
-_STYLE = {
+_STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlesize": 10,
     "axes.spines.top": False,

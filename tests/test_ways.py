@@ -133,7 +133,7 @@ OF_MANY = {
     "inner_products": lambda f: jb.inner_products(f, TWO),
     "group_squared_norms": lambda f: jb.group_squared_norms(f, IN_EIGHT, 8),
     "observe_all": lambda f: jb.observe_all(jb.Network((4, 5, 3)))(
-        f, jb.TrainState(TWO, (), (), None, 0), TWO
+        f, jb.TrainState(TWO, (), (), jax.random.key(0), jnp.zeros((), int)), TWO
     ),
 }
 

@@ -1,5 +1,7 @@
 """What a page of a panel says: every line, band, label and axis, against NumPy."""
 
+from typing import Any
+
 import matplotlib as mpl
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ import matplotlib.pyplot as plt
 rng = np.random.default_rng(0)
 
 
-def panel(steps=200, layers=3, batch=6):
+def panel(steps: int = 200, layers: int = 3, batch: int = 6) -> Any:
     """Numbers of no network, so that each can be told from the others."""
-    of = lambda *shape: rng.uniform(0.1, 1, (steps, *shape))
+    of: Any = lambda *shape: rng.uniform(0.1, 1, (steps, *shape))
     norms = of(batch)
     norms[0, 1:] = 0  # absent rows
     noise = jb.NoiseScale(of(), of() - 0.3, of())

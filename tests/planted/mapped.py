@@ -32,6 +32,13 @@ LEFT_OUT = (
     "--ignore=tests/test_planted.py", "--deselect=README.md",
 )  # fmt: skip
 
+# What a file's tests are called where not as it is.
+CALLED = {
+    "formulas": "activations", "heads": "costs", "records": "yours", "rules": "yours",
+    "state": "train", "step": "train",
+    **dict.fromkeys(("norms", "moments", "spread", "batch_size", "groups"), "ways"),
+}  # fmt: skip
+
 _seconds: dict[str, float] = {}
 
 
@@ -117,7 +124,8 @@ def _in_order(
     for test in quick:
         cases.setdefault(_function(test), []).append(test)
     worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
-    own = [test for test in quick if f"/test_{name}.py" in test]
+    files = [f"/test_{each}.py" for each in (name, CALLED.get(name, name))]
+    own = [test for test in quick if any(file in test for file in files)]
     most = [test for f in sorted(cases, key=worth, reverse=True)[:8] for test in cases[f]]
     firsts = [each[0] for each in cases.values()]
     return [*dict.fromkeys(own + most + firsts + quick)]
