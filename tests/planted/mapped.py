@@ -5,7 +5,6 @@ plugin of a run, this file has every test forget what the ones before it compile
 """
 
 import gc
-import itertools
 import json
 import os
 import subprocess
@@ -34,9 +33,13 @@ LEFT_OUT = (
 
 # What a file's tests are called where not as it is.
 CALLED = {
-    "formulas": "activations", "heads": "costs", "records": "yours", "rules": "yours",
-    "state": "train", "step": "train",
-    **dict.fromkeys(("norms", "moments", "spread", "batch_size", "groups"), "ways"),
+    "formulas": ("activations",), "heads": ("costs",), "records": ("yours",), "rules": ("yours",),
+    "state": ("train",), "step": ("train",), "optimizer": ("optimizers",),
+    **dict.fromkeys(
+        ("norms", "moments", "spread", "batch_size", "groups", "statistics", "diagnostics"),
+        ("ways", "extremes"),
+    ),
+    "clipping": ("extremes",),
 }  # fmt: skip
 
 _seconds: dict[str, float] = {}
@@ -69,21 +72,16 @@ class Asked(NamedTuple):
     """Who is asked about a fault.
 
     Attributes:
-        tests: in this order, until one fails.
-        of: how many run its line.
-        limit: seconds after which it has killed them.
+        tests: that run its line, in this order, until one fails.
+        seconds: after which no other is asked.
     """
 
     tests: list[str]
-    of: int
-    limit: float
+    seconds: float
 
 
 def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
-    """{name: the tests that run its line}, as many as took no longer than `seconds` together.
-
-    Where none runs it, since it runs at import, those of its file.
-    """
+    """{name: the tests that run its line}; where none does, since it runs at import, its file's."""
     covered, took = itemgetter("covered", "seconds")(json.loads(MAP.read_text()))
     of_file = {path: _dedication(covered.get(path, {})) for path in {f.path for f in faults}}
     found = {}
@@ -92,9 +90,7 @@ def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
         tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
         tests = tests or {test for tests in lines.values() for test in tests} or {*took}
         order = _in_order(Path(fault.path).stem, tests, of_file[fault.path], took)
-        ends = [*itertools.accumulate(took.get(test, 0.0) for test in order)]
-        few = max(1, sum(end <= seconds for end in ends))
-        found[fault.name] = Asked(order[:few], len(order), 60 + 3 * ends[few - 1])
+        found[fault.name] = Asked(order, seconds)
     return found
 
 
@@ -117,15 +113,16 @@ def _in_order(
     name: str, tests: set[str], dedication: Counter[str], took: dict[str, float]
 ) -> list[str]:
     """First the tests of a file's own name, then all cases of the test functions most dedicated to
-    it, for the seconds that they take; of the others one case each, and then what is left. The
-    quick ones come first."""
+    it, for the seconds that they take; of the others one case each, and then what is left.
+
+    Cases of one function stand together: they share what they compile."""
     cases: dict[str, list[str]] = {}
     quick = sorted(tests, key=lambda test: took.get(test, 0.0))
     for test in quick:
         cases.setdefault(_function(test), []).append(test)
     worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
-    files = [f"/test_{each}.py" for each in (name, CALLED.get(name, name))]
-    own = [test for test in quick if any(file in test for file in files)]
+    files = [f"/test_{each}.py" for each in (name, *CALLED.get(name, ()))]
+    own = [test for file in files for test in sorted(tests) if file in test]
     most = [test for f in sorted(cases, key=worth, reverse=True)[:8] for test in cases[f]]
     firsts = [each[0] for each in cases.values()]
     return [*dict.fromkeys(own + most + firsts + quick)]

@@ -95,15 +95,18 @@ class Planter:
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed |= report.failed
 
-    def first_to_fail(self, tests: list[str], items: dict[str, Any]) -> str | None:
-        self.failed = False
+    def first_to_fail(
+        self, tests: list[str], items: dict[str, Any], seconds: float
+    ) -> tuple[str | None, int]:
+        """And how many were asked, within so many seconds."""
+        self.failed, end = False, time.monotonic() + seconds
         for i, test in enumerate(tests):
-            item, following = items[test], items[tests[i + 1]] if i + 1 < len(tests) else None
-            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            if self.failed:
-                item.session._setupstate.teardown_exact(None)
-                return test
-        return None
+            following = items[tests[i + 1]] if i + 1 < len(tests) else None
+            items[test].config.hook.pytest_runtest_protocol(item=items[test], nextitem=following)
+            if self.failed or time.monotonic() > end:
+                items[test].session._setupstate.teardown_exact(None)
+                return test if self.failed else None, i + 1
+        return None, len(tests)
 
     def pytest_runtestloop(self, session: Any) -> bool:
         items = {item.nodeid: item for item in session.items}
@@ -111,20 +114,20 @@ class Planter:
         killers: dict[
             str, list[str]
         ] = {}  # of each file: likely to kill what else is planted there
-        for name, (tests, of, limit) in self.plan.items():
+        for name, (tests, seconds) in self.plan.items():
             fault, begin = faults[name], time.monotonic()
             known = killers.setdefault(fault.path, [])
             order = [*dict.fromkeys([test for test in known if test in tests][:5] + tests)]
             verdicts.begun(self.into, fault)
-            faulthandler.dump_traceback_later(limit, exit=True)
+            faulthandler.dump_traceback_later(60 + 3 * seconds, exit=True)
             with planted(fault) as here:
-                by = self.first_to_fail(order, items) if here else None
+                by, asked = self.first_to_fail(order, items, seconds) if here else (None, 0)
             faulthandler.cancel_dump_traceback_later()
             if by:
                 known.insert(0, by)
             verdict = "killed" if by else "survived" if here else "at import"
             took = time.monotonic() - begin
-            verdicts.ended(self.into, fault, verdict, by, len(tests), of, took)
+            verdicts.ended(self.into, fault, verdict, by, asked, len(tests), took)
         return True
 
 
