@@ -143,6 +143,7 @@ def make(chosen: Sequence[str] = ()) -> None:
     written = [*python, "coverage", "json", "--show-contexts", "-q", "-o", str(report)]
     subprocess.run(written, cwd=ROOT, env=data, check=True)
     seconds = json.loads((BUILD / "seconds.json").read_text())
+    mapped = {test.split("::")[0] for test in seconds}
     known = json.loads(MAP.read_text()) if chosen else {"covered": {}, "seconds": {}}
     covered: dict[str, dict[str, list[str]]] = {}
     for path, file in json.loads(report.read_text())["files"].items():
@@ -151,7 +152,7 @@ def make(chosen: Sequence[str] = ()) -> None:
         covered[name] = {
             line: sorted(
                 {context.split("|")[0] for context in file["contexts"].get(line, []) if context}
-                | {test for test in before.get(line, []) if test not in seconds}
+                | {test for test in before.get(line, []) if test.split("::")[0] not in mapped}
             )
             for line in before.keys() | file["contexts"].keys()
         }
