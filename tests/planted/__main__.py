@@ -2,7 +2,7 @@
 
     python -m tests.planted map              which test runs which line; --only tests/new.py adds
     python -m tests.planted all              every fault; goes on where it was
-    python -m tests.planted again            the survivors, with five times as long
+    python -m tests.planted again            the survivors anew, say with --seconds 40
     python -m tests.planted report           killed and surviving, by file
     python -m tests.planted sample           the faults of sample.json: all must be killed
 
@@ -26,7 +26,6 @@ from tests.planted import mapped, verdicts
 from tests.planted.faults import Fault, all_faults
 from tests.planted.mapped import BUILD, PACKAGE, ROOT, Asked
 
-SECONDS = 8.0  # in which a fault must be found at first
 ALONE, LIMIT = 200, 300.0  # tests, and seconds, for one that shows at import
 SAMPLE = Path(__file__).parent / "sample.json"
 WORKERS = os.cpu_count() or 1
@@ -144,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.planted")
     parser.add_argument("what", choices=["map", "all", "again", "report", "sample"])
     parser.add_argument("--only", nargs="*", default=[], help="files or names of faults, or tests")
+    parser.add_argument("--seconds", type=float, default=8.0, help="in which to find a fault")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     if options.what == "sample":
@@ -157,10 +157,11 @@ def main() -> None:
     ]
     found = verdicts.read(BUILD, faults)
     if options.what == "all":
-        ask([fault for fault in faults if fault.name not in found], SECONDS)
+        ask([fault for fault in faults if fault.name not in found], options.seconds)
     elif options.what == "again":
         survived = [f for f in faults if found.get(f.name, {}).get("verdict") == "survived"]
-        ask([fault for fault in survived if fault.name not in verdicts.equivalent()], 5 * SECONDS)
+        excused = verdicts.equivalent()
+        ask([fault for fault in survived if fault.name not in excused], options.seconds)
     report(faults)
 
 
