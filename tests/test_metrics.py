@@ -87,7 +87,8 @@ def test_one_hot_rows_are_classified_under_every_cost_and_others_are_not():
     for cost in (jb.squared_error, jb.huber, jb.log_cosh):
         net = jb.Network((3, 3), cost=cost)
         assert float(jb.evaluate(net, IDENTITY, Y, HOT).accuracy) == pytest.approx(2 / 3)
-        for t in (Y, 2 * HOT, HOT.at[1].set(0.0), HOT.at[2, 0].set(1.0), HOT * 0.5):
+        for t in (Y, 2 * HOT, HOT.at[1].set(0.0), HOT.at[2, 0].set(1.0), HOT * 0.5,
+                  HOT.at[0, 1].set(0.3)):  # fmt: skip
             metrics = jb.evaluate(net, IDENTITY, Y, t)
             assert jnp.isnan(metrics.accuracy)
             assert jnp.isfinite(metrics.cost)
@@ -144,3 +145,37 @@ def test_right_is_the_users_word(right):
 def test_right_of_no_single_number_is_named():
     with pytest.raises(ValueError, match=r"^right: expected shape \(\), got \(3,\)"):
         jb.evaluate(REGRESSION, IDENTITY, Y, HOT, right=lambda y, t: y > t)
+
+
+@pytest.mark.parametrize(
+    ("y", "t", "right"),
+    [(0.5, 0, True), (0.5, 1, False), (0.51, 1, True), (0.9, 1, True), (0.9, 0, False),
+     (0.1, 0, True), (0.2, 0.5, True), (0.8, 0.5, False), (0.8, 0.7, True)],
+)  # fmt: skip
+def test_half_is_not_above_half(y, t, right):
+    assert bool(jb.every_label(jnp.array([y, 0.0]), jnp.array([t, 0.0]))) == right
+    net = jb.Network((1, 1), output=jb.Activation("as it is", lambda z: z, jnp.ones_like),
+                     cost=jb.binary_cross_entropy)  # fmt: skip
+    one = [(jnp.ones((1, 1)), jnp.zeros(1))]
+    assert float(jb.evaluate(net, one, [[y]], [[float(t)]]).accuracy) == right
+
+
+@pytest.mark.parametrize("by", [1e-37, 1.0, 1e38])
+def test_the_scale_of_weights_does_not_matter(by):
+    metrics = jb.evaluate(REGRESSION, IDENTITY, Y, HOT, weight=by * np.array([1.0, 0, 3]))
+    plain = jb.evaluate(REGRESSION, IDENTITY, Y, HOT, weight=[1, 0, 3])
+    assert_close(metrics, plain)
+
+
+def test_a_cost_may_count():
+    count = jb.Cost("count", lambda y, t: jnp.sum(y > t), lambda y, t: jnp.zeros_like(y))
+    metrics = jb.evaluate(jb.Network((3, 3), cost=count), IDENTITY, Y, 0 * Y + 0.5)
+    assert float(metrics.cost) == pytest.approx((1 + 2 + 1) / 3)
+
+
+def test_a_batch_size_is_a_whole_number_and_t_has_rows():
+    with pytest.raises(ValueError, match=r"^batch_size: expected a whole number of at least 1"):
+        jb.evaluate(REGRESSION, IDENTITY, Y, HOT, batch_size=0)
+    for t in (HOT[:2], jnp.array([[1.0]])):
+        with pytest.raises(ValueError, match=r"^t: expected shape \(3, 3\)"):
+            jb.evaluate(REGRESSION, IDENTITY, Y, t)

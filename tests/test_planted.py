@@ -1,7 +1,6 @@
 """The planter of faults: it plants what it says, where it says, and a test that fails kills it."""
 
 import ast
-import json
 from pathlib import Path
 
 import numpy as np
@@ -101,11 +100,13 @@ def test_what_shows_at_import_is_left_to_a_new_process():
         assert not here
 
 
-def test_the_sample_is_of_faults_that_are_there():
+def test_the_sample_is_of_faults_that_are_there_and_were_found():
     """A function that was renamed leaves the sample behind: choose another fault."""
-    sample = json.loads((Path(__file__).parent / "planted" / "sample.json").read_text())
-    assert len(sample) == 15
-    assert sample.keys() <= FAULTS.keys()
+    sample = (Path(__file__).parent / "planted" / "sample.txt").read_text("utf-8").splitlines()
+    assert len({*sample}) == len(sample) == 15
+    assert len({name.split(":")[2] for name in sample}) == 15, "of every kind one"
+    assert {*sample} <= FAULTS.keys()
+    assert {*sample} <= verdicts.killers().keys()
 
 
 def test_an_equivalent_fault_is_there_and_has_a_reason():

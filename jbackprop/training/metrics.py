@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from jbackprop.core.arrays import check_size, fitted
 from jbackprop.core.batch import as_batch, example_costs
-from jbackprop.core.checks import as_target, as_weight, is_label, storable_input, storable_target
+from jbackprop.core.checks import as_target, as_weight, storable_input, storable_target
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import over_total, unit
@@ -97,13 +97,12 @@ def _evaluate(
     net: Network, layers: Params, x: Any, t: Any, weight: Any, size: int, right: Any
 ) -> Metrics:
     n, weight = len(x), None if weight is None else unit(weight)
-    told = is_label(net, t, (n,)) or net.cost == cross_entropy
 
     def sums(rows: Any) -> Any:
         batch = as_batch(net, layers, *rows)
         cost, y, t = example_costs(net, layers, batch)
         weight = batch.weight
-        verdict = _right(net, y, t, told) if right is None else _verdict(right, y, t)
+        verdict = _right(net, y, t) if right is None else _verdict(right, y, t)
         terms = (
             jnp.ones_like(weight),
             cost,
@@ -124,17 +123,20 @@ def _evaluate(
     return Metrics(cost * over_total(present), right * over_total(present))
 
 
-def _right(net: Network, y: Array, t: Array, told: bool) -> Array:
+def _right(net: Network, y: Array, t: Array) -> Array:
     """Whether each example is classified rightly; NaN where nothing is classified."""
     if net.sizes[-1] == 1:
         if net.cost == binary_cross_entropy:
-            return ((y > 0.5) == (t > 0.5))[:, 0]
+            return jax.vmap(every_label)(y, t)
         return jnp.full(len(y), jnp.nan)
     found = jnp.argmax(y, -1) == jnp.argmax(t, -1)
+    if net.cost == cross_entropy:
+        return found
     one_hot = (jnp.sum(t == 1, -1) == 1) & jnp.all((t == 0) | (t == 1), -1)
-    return found if told else jnp.where(one_hot, found.astype(jnp.float32), jnp.nan)
+    return jnp.where(one_hot, found.astype(jnp.float32), jnp.nan)
 
 
 def _verdict(right: Callable[[Any, Any], Any], y: Array, t: Array) -> Array:
     """What a user's function says of each example."""
-    return jax.vmap(lambda y, t: fitted("right", right(y, t), jnp.zeros((), jnp.float32)))(y, t)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    return jax.vmap(lambda y, t: fitted("right", right(y, t), number))(y, t)

@@ -45,25 +45,22 @@ def updates_of(
     optimizer: Any, grads: Any, opt_state: Any, params: Any, offered: dict[str, Any]
 ) -> tuple[Any, Any]:
     """(updates, next state), which keeps the dtypes that it has, so that a loop can carry it."""
-    while True:
-        try:
-            updates, following = optimizer.update(grads, opt_state, params, **offered)
-            break
-        except TypeError as error:
-            # Known only by its answer: one may stand deep within a chain, or, as in
-            # `optax.MultiSteps`, pass on what its signature does not name.
-            refused = {*re.findall(r"'(\w+)'", str(error))} & {*offered}
-            if not refused or "keyword argument" not in str(error):
-                _check_state(optimizer, opt_state, params, error)
-                raise
-            offered = {name: offered[name] for name in offered.keys() - refused}
-        except (AttributeError, ValueError) as error:
+    try:
+        updates, following = optimizer.update(grads, opt_state, params, **offered)
+    except (AttributeError, TypeError, ValueError) as error:
+        # Known only by its answer: one may stand deep within a chain, or, as in
+        # `optax.MultiSteps`, pass on what its signature does not name.
+        named = re.findall(r"'(\w+)'", str(error)) if "keyword argument" in str(error) else []
+        taken = {name: offered[name] for name in offered.keys() - {*named}}
+        if len(taken) == len(offered):
             _check_state(optimizer, opt_state, params, error)
             raise
-    if jax.tree.structure(following) == jax.tree.structure(opt_state):
-        following = jax.tree.map(_in_the_dtype_of, opt_state, following)
-    _check_shapes(params, updates)
-    return updates, following
+    else:
+        if jax.tree.structure(following) == jax.tree.structure(opt_state):
+            following = jax.tree.map(_in_the_dtype_of, opt_state, following)
+        _check_shapes(params, updates)
+        return updates, following
+    return updates_of(optimizer, grads, opt_state, params, taken)
 
 
 def _check_state(optimizer: Any, opt_state: Any, params: Any, error: Exception) -> None:

@@ -4,7 +4,7 @@
     python -m tests.planted all              every fault; goes on where it was
     python -m tests.planted again            the survivors anew, say with --seconds 40
     python -m tests.planted report           killed and surviving, by file
-    python -m tests.planted sample           the faults of sample.json: all must be killed
+    python -m tests.planted sample           the faults of sample.txt: all must be killed
 
 Files or names of faults may be chosen: `all --only core/heads.py`.
 """
@@ -27,7 +27,7 @@ from tests.planted.faults import Fault, all_faults
 from tests.planted.mapped import BUILD, PACKAGE, ROOT, Asked
 
 ALONE, LIMIT = 200, 300.0  # tests, and seconds, for one that shows at import
-SAMPLE = Path(__file__).parent / "sample.json"
+SAMPLE = Path(__file__).parent / "sample.txt"
 WORKERS = os.cpu_count() or 1
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
@@ -124,16 +124,15 @@ def report(faults: list[Fault]) -> None:
 
 
 def sample() -> None:
-    """The faults of the sample, by the tests that are known to kill them: all must be."""
-    tests = json.loads(SAMPLE.read_text())
-    plan = {name: Asked(killers, 120.0) for name, killers in tests.items()}
+    """The faults of the sample, by the tests that are known to find them: all must be found."""
+    killers, names = verdicts.killers(), SAMPLE.read_text("utf-8").splitlines()
+    plan = {name: Asked([killers[name]], 120.0) for name in names}
     folder = BUILD / "sample"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    chosen = sorted({test for killers in tests.values() for test in killers})
-    in_one_process(plan, "sample/one", chosen)
+    in_one_process(plan, "sample/one", sorted({killers[name] for name in names}))
     found = verdicts.read(folder, all_faults(PACKAGE))
-    for name in tests:
+    for name in names:
         print(f"{found[name]['verdict']:12} {name}  {found[name]['shown'][1]}")
     if {record["verdict"] for record in found.values()} != {"killed"}:
         raise SystemExit("A planted fault was not found: see which test should have.")
@@ -162,6 +161,7 @@ def main() -> None:
         survived = [f for f in faults if found.get(f.name, {}).get("verdict") == "survived"]
         excused = verdicts.equivalent()
         ask([fault for fault in survived if fault.name not in excused], options.seconds)
+    verdicts.keep_killers(verdicts.read(BUILD, faults), all_faults(PACKAGE))
     report(faults)
 
 

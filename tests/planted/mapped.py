@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
+from tests.planted import verdicts
 from tests.planted.faults import Fault
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,10 @@ class Asked(NamedTuple):
 
 
 def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
-    """{name: the tests that run its line}; where none does, since it runs at import, its file's."""
+    """{name: the test that found it before, and those that run its line}.
+
+    Where none runs it, since it runs at import, those of its file."""
+    killers = verdicts.killers()
     covered, took = itemgetter("covered", "seconds")(json.loads(MAP.read_text()))
     of_file = {path: _dedication(covered.get(path, {})) for path in {f.path for f in faults}}
     found = {}
@@ -90,7 +94,8 @@ def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
         tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
         tests = tests or {test for tests in lines.values() for test in tests} or {*took}
         order = _in_order(Path(fault.path).stem, tests, of_file[fault.path], took)
-        found[fault.name] = Asked(order, seconds)
+        first = [killers[fault.name]] if fault.name in killers else []
+        found[fault.name] = Asked([*dict.fromkeys(first + order)], seconds)
     return found
 
 

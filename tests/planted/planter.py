@@ -118,7 +118,9 @@ class Planter:
             fault, begin = faults[name], time.monotonic()
             known = killers.setdefault(fault.path, [])
             tests = [test for test in tests if test in items]  # one may have gone since the map
-            order = [*dict.fromkeys([test for test in known if test in tests][:5] + tests)]
+            order = [
+                *dict.fromkeys(tests[:1] + [test for test in known if test in tests][:5] + tests)
+            ]
             verdicts.begun(self.into, fault)
             faulthandler.dump_traceback_later(60 + 3 * seconds, exit=True)
             with planted(fault) as here:

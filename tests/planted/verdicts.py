@@ -12,6 +12,7 @@ from typing import Any
 from tests.planted.faults import Fault
 
 EQUIVALENT = Path(__file__).parent / "equivalent.toml"
+KILLERS = Path(__file__).parent / "killers.json"
 
 
 def _write(into: Path, **record: Any) -> None:
@@ -50,3 +51,26 @@ def read(
 def equivalent() -> dict[str, str]:
     """{name of a fault that no test can kill: the reason}."""
     return tomllib.loads(EQUIVALENT.read_text("utf-8")) if EQUIVALENT.exists() else {}
+
+
+def killers() -> dict[str, str]:
+    """{name of a fault: the test that found it when it was last planted}: to be asked first."""
+    told = json.loads(KILLERS.read_text("utf-8")) if KILLERS.exists() else {}
+    return {
+        f"{path}:{rest}": test
+        for test, files in told.items()
+        for path, names in files.items()
+        for rest in names
+    }
+
+
+def keep_killers(found: dict[str, dict[str, Any]], faults: list[Fault]) -> None:
+    """Those known before and of these verdicts, for the faults that there are."""
+    known = killers() | {name: r["by"] for name, r in found.items() if r.get("by")}
+    told: dict[str, dict[str, list[str]]] = {}
+    for fault in faults:
+        if test := known.get(fault.name):
+            names = told.setdefault(test, {}).setdefault(fault.path, [])
+            names.append(fault.name.removeprefix(fault.path + ":"))
+    text = json.dumps(told, indent=0, sort_keys=True, ensure_ascii=False)
+    KILLERS.write_text(text + "\n", "utf-8")
