@@ -52,32 +52,36 @@ def test_absent_rows_are_blank():
 
 
 ROOT = jb.Cost("root", lambda y, t: jnp.sum(jnp.sqrt(y) * t), lambda y, t: t / (2 * jnp.sqrt(y)))
-OF_ROOT = jb.Network((1, 2), output=jb.identity, cost=ROOT)
-POSITIVE = (jb.Layer(jnp.array([[1.0], [4.0]]), jnp.zeros(2)),)
+OF_ROOT = jb.Network((2, 2), output=jb.identity, cost=ROOT)
+POSITIVE = (jb.Layer(jnp.array([[1.0, 0.0], [3.0, 1.0]]), jnp.array([0.0, 1.0])),)
+SPOILT = {
+    "x": ([np.nan, 0], [1, 1]), "a feature": ([1, np.inf], [1, 1]), "t": ([1, 0], [np.nan, 1]),
+    "a target": ([1, 0], [1, np.inf]),
+    "√0": ([0, 0], [1, 1]), "√ of less": ([-1, 1], [1, 1]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("spoilt", ["x", "t", "0 in x"])
+@pytest.mark.parametrize("spoilt", SPOILT)
 def test_an_absent_row_spoils_no_derivative(spoilt):
     """√y has none at y = 0, nor has NaN: what is in such a row passes in no way."""
-    x, t = np.array([[1.0], [4.0]], np.float32), np.ones((2, 2), np.float32)
-    (t[0] if spoilt == "t" else x[0])[0] = 0 if spoilt == "0 in x" else np.nan
-    cost, found = jax.value_and_grad(jb.mean_cost, argnums=1)(
-        OF_ROOT, POSITIVE, x, t, weight=[0, 3]
-    )
-    alone = jax.value_and_grad(jb.mean_cost, argnums=1)(OF_ROOT, POSITIVE, x[1:], t[1:])
-    assert cost == alone[0] == 6
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone[1]), strict=True):
+    row, target = SPOILT[spoilt]
+    x, t = np.array([row, [4.0, 3.0]], np.float32), np.array([target, [1.0, 1.0]], np.float32)
+    slopes = jax.value_and_grad(jb.mean_cost, argnums=1)
+    cost, found = slopes(OF_ROOT, POSITIVE, x, t, weight=[0, 3])
+    alone, expected = slopes(OF_ROOT, POSITIVE, x[1:], t[1:])
+    assert cost == alone == 6
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_weight_of_an_absent_row_has_its_derivative():
     """(C_i - C̄) / Σ w, where the row has a cost; 0 - C̄ where it has none."""
-    x = np.array([[1.0], [4.0], [np.nan]], np.float32)
+    x = np.array([[1.0, 5], [4, 3], [np.nan, 0]], np.float32)
     t = np.array([[1.0, 1], [1, 1], [0, np.nan]], np.float32)
     slopes = jax.grad(lambda w: jb.mean_cost(OF_ROOT, POSITIVE, x, t, weight=w))(
         jnp.array([0.0, 2.0, 0.0])
     )
-    assert slopes.tolist() == [(3 - 6) / 2, 0, -6 / 2]
+    assert slopes.tolist() == [(4 - 6) / 2, 0, -6 / 2]
 
 
 def test_padding_is_of_zeros_up_to_the_size():

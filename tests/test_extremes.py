@@ -424,12 +424,15 @@ def test_group_sums_of_float16_are_float32():
     assert sums[0].b.tolist() == [[pytest.approx(300_000, rel=1e-6)]]
 
 
-def test_a_masked_row_of_nan_does_not_trip_debug_nans():
+@pytest.mark.parametrize("at", [0, (0, 1)])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_masked_row_of_nan_does_not_trip_debug_nans(at, both):
     net = jb.Network((3, 4, 2))
     params = jb.init(net, jax.random.key(0))
-    x, weight = jnp.ones((3, 3)).at[0].set(jnp.nan), jnp.array([0, 1.0, 1])
+    x, t, weight = jnp.ones((3, 3)), jnp.ones((3, 2)), jnp.array([0, 1.0, 1])
+    x, t = x.at[at].set(jnp.nan), t.at[at].set(jnp.nan) if both else t
     with jax.debug_nans(True):
-        cost = lambda w: jb.mean_cost(net, params, x, jnp.ones((3, 2)), weight=w)
+        cost = lambda w: jb.mean_cost(net, params, x, t, weight=w)
         assert jnp.isfinite(cost(weight))
         assert jnp.isfinite(jax.grad(cost)(weight)).all()
 

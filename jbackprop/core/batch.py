@@ -138,7 +138,7 @@ def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
         tape = forward(net, fixed, x)
         slopes = [f.slope(z) for f, z in zip(net.activations[:-1], tape.z[:-1], strict=True)]
         delta_L = output_delta(net, tape, t, label=batch.label)
-        met = (x, t, tape, slopes, delta_L, example_cost(net, tape, t))
+        met = (tape, slopes, delta_L, example_cost(net, tape, t))
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(met)]).all()
 
     return batch.absent & ~(whole & jax.vmap(regular)(xs, ts))
