@@ -12,7 +12,8 @@ from tests.planted import mapped, verdicts
 from tests.planted.faults import all_faults, faults_of
 from tests.planted.planter import planted
 
-FAULTS = {fault.name: fault for fault in all_faults(mapped.PACKAGE)}
+LISTED = all_faults(mapped.PACKAGE)
+FAULTS = {fault.name: fault for fault in LISTED}
 NET = jb.Network((2, 3), output=jb.softmax, cost=jb.cross_entropy)
 X = np.ones((2, 2))
 SOURCE = '''
@@ -77,7 +78,7 @@ def test_every_kind_of_fault_is_planted(tmp_path):
 
 
 def test_names_are_unique_and_every_file_has_faults():
-    assert len(FAULTS) == len(all_faults(mapped.PACKAGE)) > 2000
+    assert len(FAULTS) == len(LISTED) > 2000
     files = {path.relative_to(mapped.PACKAGE).as_posix() for path in mapped.PACKAGE.rglob("*.py")}
     assert {f.path for f in FAULTS.values()} == {f for f in files if not f.endswith("__init__.py")}
 

@@ -43,8 +43,7 @@ def hypot(x: Values, y: Values) -> Values:
     """√(x² + y²) for x, y ≥ 0, without their squares."""
     large, small = jnp.maximum(x, y), jnp.minimum(x, y)
     finite = (large > 0) & (large < jnp.inf)
-    slope = jnp.where(finite, small / jnp.where(finite, large, 1), 0)
-    return large * jnp.sqrt(1 + jnp.square(slope))
+    return large * jnp.sqrt(1 + jnp.square(small / jnp.where(finite, large, 1)))
 
 
 def unit(weight: Float[Array, " B"]) -> Float[Array, " B"]:

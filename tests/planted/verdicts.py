@@ -49,8 +49,9 @@ def read(
 
 
 def equivalent() -> dict[str, str]:
-    """{name of a fault that no test can kill: the reason}."""
-    return tomllib.loads(EQUIVALENT.read_text("utf-8")) if EQUIVALENT.exists() else {}
+    """{name of a fault that no test can find: the reason}."""
+    groups = tomllib.loads(EQUIVALENT.read_text("utf-8"))["same"]
+    return {name: group["reason"] for group in groups for name in group["faults"]}
 
 
 def killers() -> dict[str, str]:
