@@ -122,7 +122,7 @@ class Planter:
                 *dict.fromkeys(tests[:1] + [test for test in known if test in tests][:5] + tests)
             ]
             verdicts.begun(self.into, fault)
-            faulthandler.dump_traceback_later(60 + 3 * seconds, exit=True)
+            faulthandler.dump_traceback_later(30 + 2 * seconds, exit=True)
             with planted(fault) as here:
                 by, asked = self.first_to_fail(order, items, seconds) if here else (None, 0)
             faulthandler.cancel_dump_traceback_later()
