@@ -116,7 +116,11 @@ TURNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "made", "number", "above"), TURNS)
+@pytest.mark.parametrize(
+    ("name", "made", "number", "above"),
+    TURNS,
+    ids=[f"{name} {number:.3g} {i}" for i, (name, _, number, _) in enumerate(TURNS)],
+)
 def test_each_way_turns_where_its_condition_does(name, made, number, above, taken):
     function, own = FUNCTIONS[name]
     assert taken(function, made(number * 1.01))[own] == above
