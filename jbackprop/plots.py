@@ -26,7 +26,7 @@ def smooth(values: Any, steps: int) -> np.ndarray:
     """The mean over the last `steps` values along the first axis, or over as many as there are."""
     values = np.asarray(values, float)
     known = np.isfinite(values)
-    totals = (np.cumsum(v, axis=0) for v in (np.where(known, values, 0), known.astype(float)))
+    totals = (np.cumsum(v, axis=0) for v in (np.where(known, values, 0), known))
     sums, counts = (
         total - np.concatenate([np.zeros((steps, *total.shape[1:])), total])[: len(total)]
         for total in totals

@@ -158,6 +158,14 @@ def test_a_pull_is_of_the_jacobian_transposed():
         jb.check_derivatives(of(turned(TURN)))
 
 
+@pytest.mark.parametrize("wrong", ["pull", "Jacobian"])
+def test_a_pull_and_a_jacobian_are_right_to_a_millionth(wrong):
+    pull = lambda z, e: jb.softmax.pull(z, e) + (1.5e-6 if wrong == "pull" else 0)
+    jacobian = lambda z: jb.softmax.df(z) + (1.5e-6 if wrong == "Jacobian" else 0)
+    with pytest.raises(ValueError, match=r"^activation a: (pull|df)"):
+        jb.check_derivatives(jb.Activation("a", jb.softmax.f, jacobian, pull))
+
+
 def test_a_pull_that_could_not_be_compared_anywhere_is_named():
     nowhere = jb.Activation("a", lambda z: z * jnp.nan, None, lambda z, e: e)
     with pytest.raises(
