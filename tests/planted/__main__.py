@@ -155,11 +155,13 @@ def main() -> None:
         if not options.only or {fault.path, fault.name} & {*options.only}
     ]
     found = verdicts.read(BUILD, faults)
+    verdict = lambda fault: found.get(fault.name, {}).get("verdict")
     if options.what == "all":
-        ask([fault for fault in faults if fault.name not in found], options.seconds)
+        unknown = [fault for fault in faults if verdict(fault) in (None, "at import")]
+        ask(unknown, options.seconds)
     elif options.what == "again":
-        survived = [f for f in faults if found.get(f.name, {}).get("verdict") == "survived"]
         excused = verdicts.equivalent()
+        survived = [fault for fault in faults if verdict(fault) == "survived"]
         ask([fault for fault in survived if fault.name not in excused], options.seconds)
     verdicts.keep_killers(verdicts.read(BUILD, faults), all_faults(PACKAGE))
     report(faults)
