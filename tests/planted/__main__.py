@@ -149,11 +149,8 @@ def main() -> None:
         return sample()
     if options.what == "map":
         return mapped.make(options.only)
-    faults = [
-        fault
-        for fault in all_faults(PACKAGE)
-        if not options.only or {fault.path, fault.name} & {*options.only}
-    ]
+    everything, chosen = all_faults(PACKAGE), {*options.only}
+    faults = [f for f in everything if not chosen or {f.path, f.name} & chosen]
     found = verdicts.read(BUILD, faults)
     verdict = lambda fault: found.get(fault.name, {}).get("verdict")
     if options.what == "all":
@@ -163,7 +160,7 @@ def main() -> None:
         excused = verdicts.equivalent()
         survived = [fault for fault in faults if verdict(fault) == "survived"]
         ask([fault for fault in survived if fault.name not in excused], options.seconds)
-    verdicts.keep_killers(verdicts.read(BUILD, faults), all_faults(PACKAGE))
+    verdicts.keep_killers(verdicts.read(BUILD, everything), everything)
     report(faults)
 
 
