@@ -12,8 +12,6 @@ from tests.planted import mapped, verdicts
 from tests.planted.faults import all_faults, faults_of
 from tests.planted.planter import planted
 
-LISTED = all_faults(mapped.PACKAGE)
-FAULTS = {fault.name: fault for fault in LISTED}
 NET = jb.Network((2, 3), output=jb.softmax, cost=jb.cross_entropy)
 X = np.ones((2, 2))
 SOURCE = '''
@@ -59,6 +57,15 @@ EXPECTED = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def faults():
+    """By name; listing them takes seconds, which only this file's worker is to pay."""
+    listed = all_faults(mapped.PACKAGE)
+    named = {fault.name: fault for fault in listed}
+    assert len(named) == len(listed) > 2000, "names are unique"
+    return named
+
+
 def test_every_kind_of_fault_is_planted(tmp_path):
     path = tmp_path / "core" / "some.py"
     path.parent.mkdir()
@@ -77,14 +84,13 @@ def test_every_kind_of_fault_is_planted(tmp_path):
         assert max(differ) <= max(last, first + 1)
 
 
-def test_names_are_unique_and_every_file_has_faults():
-    assert len(FAULTS) == len(LISTED) > 2000
+def test_every_file_has_faults(faults):
     files = {path.relative_to(mapped.PACKAGE).as_posix() for path in mapped.PACKAGE.rglob("*.py")}
-    assert {f.path for f in FAULTS.values()} == {f for f in files if not f.endswith("__init__.py")}
+    assert {f.path for f in faults.values()} == {f for f in files if not f.endswith("__init__.py")}
 
 
-def test_a_planted_fault_is_there_and_goes():
-    fault = FAULTS["core/values.py:check_batch:GtE to Gt:0"]
+def test_a_planted_fault_is_there_and_goes(faults):
+    fault = faults["core/values.py:check_batch:GtE to Gt:0"]
     said = "labels from 0 to 2, got 0 at row 0"
     check = lambda: values.check_batch(NET, X, [0, 2])
     check()
@@ -95,22 +101,22 @@ def test_a_planted_fault_is_there_and_goes():
     check()
 
 
-def test_what_shows_at_import_is_left_to_a_new_process():
-    fault = FAULTS["quantities/spread.py:<module>:Div to Mult:0"]
+def test_what_shows_at_import_is_left_to_a_new_process(faults):
+    fault = faults["quantities/spread.py:<module>:Div to Mult:0"]
     with planted(fault) as here:
         assert not here
 
 
-def test_the_sample_is_of_faults_that_are_there_and_were_found():
+def test_the_sample_is_of_faults_that_are_there_and_were_found(faults):
     """A function that was renamed leaves the sample behind: choose another fault."""
     sample = (Path(__file__).parent / "planted" / "sample.txt").read_text("utf-8").splitlines()
     assert len({*sample}) == len(sample) == 15
     assert len({name.split(":")[2] for name in sample}) == 15, "of every kind one"
-    assert {*sample} <= FAULTS.keys()
+    assert {*sample} <= faults.keys()
     assert {*sample} <= verdicts.killers().keys()
 
 
-def test_an_equivalent_fault_is_there_and_has_a_reason():
+def test_an_equivalent_fault_is_there_and_has_a_reason(faults):
     for name, reason in verdicts.equivalent().items():
-        assert name in FAULTS
+        assert name in faults
         assert len(reason) > 10

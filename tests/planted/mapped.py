@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from functools import _lru_cache_wrapper
+from importlib.util import find_spec
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from tests.planted import verdicts
 from tests.planted.faults import Fault
 
 ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "jbackprop"
+# of the package that is tested, which may be installed elsewhere; found, and not yet imported
+PACKAGE = Path(find_spec("jbackprop").origin).parent  # pyright: ignore
 BUILD = ROOT / "build" / "planted"
 MAP = BUILD / "map.json"
 # The benchmark's tests are slow, and the mutants' change files of their own. The README is text.
