@@ -79,6 +79,9 @@ def in_its_own_process(fault: Fault, asked: Asked, folder: Path, into: Path) -> 
     except subprocess.TimeoutExpired:
         verdict = "out of time"
     shutil.copy(PACKAGE / fault.path, path)
+    if verdict == "killed":  # by the fault, and not by a test that is not there
+        found = [*PYTEST, "--collect-only", f"@{names}"]
+        subprocess.run(found, cwd=folder, stdout=output, stderr=output, check=True)
     took = time.monotonic() - begin
     verdicts.ended(into, fault, verdict, None, len(tests), len(asked.tests), took)
 

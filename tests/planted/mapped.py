@@ -163,4 +163,5 @@ def make(chosen: Sequence[str] = ()) -> None:
             )
             for line in before.keys() | file["contexts"].keys()
         }
-    MAP.write_text(json.dumps({"covered": covered, "seconds": known["seconds"] | seconds}))
+    others = {t: s for t, s in known["seconds"].items() if t.split("::")[0] not in mapped}
+    MAP.write_text(json.dumps({"covered": covered, "seconds": others | seconds}))

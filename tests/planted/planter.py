@@ -91,6 +91,7 @@ class Planter:
 
     def __init__(self, plan: dict[str, mapped.Asked], into: Path) -> None:
         self.plan, self.into, self.failed = plan, into, False
+        self.sound: dict[str, bool] = {}  # of each test that failed: whether it passes without
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.failed |= report.failed
@@ -108,12 +109,16 @@ class Planter:
                 return test if self.failed else None, i + 1
         return None, len(tests)
 
+    def passes(self, test: str, items: dict[str, Any]) -> bool:
+        """Whether it does so without a fault: looked at once."""
+        if test not in self.sound:
+            self.sound[test] = self.first_to_fail([test], items, 0.0)[0] is None
+        return self.sound[test]
+
     def pytest_runtestloop(self, session: Any) -> bool:
         items = {item.nodeid: item for item in session.items}
         faults = {fault.name: fault for fault in all_faults(mapped.PACKAGE)}
-        killers: dict[
-            str, list[str]
-        ] = {}  # of each file: likely to kill what else is planted there
+        killers: dict[str, list[str]] = {}  # of each file: likely to find its next fault too
         for name, (tests, seconds) in self.plan.items():
             fault, begin = faults[name], time.monotonic()
             known = killers.setdefault(fault.path, [])
@@ -125,6 +130,8 @@ class Planter:
             faulthandler.dump_traceback_later(30 + 2 * seconds, exit=True)
             with planted(fault) as here:
                 by, asked = self.first_to_fail(order, items, seconds) if here else (None, 0)
+            if by and not self.passes(by, items):
+                raise RuntimeError(f"{by} fails without a fault too, and so finds none")
             faulthandler.cancel_dump_traceback_later()
             if by:
                 known.insert(0, by)

@@ -35,9 +35,7 @@ def ended(
     )  # fmt: skip
 
 
-def read(
-    folder: Path, faults: list[Fault], pattern: str = "[wc]*.jsonl"
-) -> dict[str, dict[str, Any]]:
+def read(folder: Path, faults: list[Fault]) -> dict[str, dict[str, Any]]:
     """{name of a fault: its newest verdict}."""
     shown = {fault.name: list(fault.shown) for fault in faults}
     found: dict[str, dict[str, Any]] = {}
