@@ -123,9 +123,9 @@ def _draw(panel: Panel, grid: Any, over: int) -> None:
 
 def _lines(axes: Any, values: Any, title: str, names: Any = None, *, log: bool = True) -> None:
     """A line over steps 1, 2, … for each column, from dark to light."""
-    values = values.reshape(len(values), -1)
     from matplotlib import colormaps
 
+    values = values.reshape(len(values), -1)
     colors = colormaps["viridis"](np.linspace(0, 0.85, values.shape[1]))
     for column, color in enumerate(colors):
         label = None if names is None else names[column]
