@@ -1,5 +1,6 @@
 """What users hand over: numbers of every kind, the same value or the same sentence everywhere."""
 
+import functools
 import re
 
 import jax
@@ -137,23 +138,33 @@ def same(ours, theirs):
     assert whole[0] == whole[1]
 
 
+@functools.cache
+def meant(table, name, *net):
+    """What a function gives for its values as they are usually kept."""
+    if table == "others":
+        values, call = OTHERS[name]
+        return call(values.astype(np.int32))
+    functions, values = {"x": (OF_X, X), "t": (OF_T, T), "weight": (OF_WEIGHT, WEIGHT)}[table]
+    return functions[name](*net, np.float32(values))
+
+
 @pytest.mark.parametrize("kind", [*KINDS, *FLOATS])
 def test_numbers_of_every_kind_mean_the_same_everywhere(kind):
     made = {**KINDS, **FLOATS}[kind]
     for name, of_x in OF_X.items():
         if name == "forward" and "tensor" in kind:
             continue  # has no rows to take
-        same(of_x(made(X)), of_x(np.float32(X)))
-    for of_t in OF_T.values():
-        same(of_t(REGRESSION, made(T)), of_t(REGRESSION, np.float32(T)))
-        same(of_t(NET, made(T)), of_t(NET, np.float32(T)))
+        same(of_x(made(X)), meant("x", name))
+    for name, of_t in OF_T.items():
+        for net in (REGRESSION, NET):
+            same(of_t(net, made(T)), meant("t", name, net))
         if kind in KINDS:
-            same(of_t(NET, made(LABELS)), of_t(NET, np.float32(T)))
-    for of_weight in OF_WEIGHT.values():
-        same(of_weight(made(WEIGHT)), of_weight(np.float32(WEIGHT)))
+            same(of_t(NET, made(LABELS)), meant("t", name, NET))
+    for name, of_weight in OF_WEIGHT.items():
+        same(of_weight(made(WEIGHT)), meant("weight", name))
     for name, (values, of_it) in OTHERS.items():
         if kind in KINDS or name not in WHOLE:
-            same(of_it(made(values)), of_it(values.astype(np.int32)))
+            same(of_it(made(values)), meant("others", name))
     params = [(made(np.ones((3, 4), int)), made(np.ones(3, int)))]
     net = jb.Network((4, 3))
     if kind in FLOATS:

@@ -35,10 +35,10 @@ def test_the_ends_of_the_rate(rate, size):
 
 
 def test_a_small_rate_is_never_rounded_up():
-    """A float32 uniform below 1e-8 comes with probability 2⁻²³, ten times too often."""
-    n, keys = 10**6, jax.random.split(KEY, 200)
-    draws = jax.jit(lambda: jax.lax.map(lambda k: jb.poisson_sample(k, n, 1e-8, 8)[1].sum(), keys))
-    assert 0 < float(draws().sum()) <= 2 + 5 * np.sqrt(2)
+    """A float32 uniform below 2e-8 comes with probability 2⁻²³, six times too often."""
+    n, keys = 10**6, jax.random.split(KEY, 100)
+    draws = jax.jit(lambda: jax.lax.map(lambda k: jb.poisson_sample(k, n, 2e-8, 8)[1].sum(), keys))
+    assert 0 < float(draws().sum()) <= 6
 
 
 def test_a_sample_that_does_not_fit_raises_or_is_nan():

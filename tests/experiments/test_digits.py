@@ -6,10 +6,13 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from experiments import digits
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,16 +109,21 @@ def test_interrupted_between_epochs_it_keeps_what_was_written_and_says_where(tmp
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--optimizer", "nonsense"), "optimizer: expected the name .* got 'nonsense'"),
-        (("--optimizer", "apply_updates"), "optimizer: "),
-        (("--data", "nowhere"), "nowhere: no such folder"),
-        (("--sizes", 0), "sizes: expected .* at least 1"),
-        (("--batch-size", 0), "batch_size: expected at least 1, got 0"),
-        (("--hidden", "tanh", "relu", "elu"), "hidden: expected 2 activations.* got 3"),
+        ({"optimizer": "nonsense"}, "optimizer: expected the name .* got 'nonsense'"),
+        ({"optimizer": "apply_updates"}, "optimizer: "),
+        ({"data": Path("nowhere")}, "nowhere: no such folder"),
+        ({"sizes": (0,)}, "sizes: expected .* at least 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"hidden": ("tanh", "relu", "elu")}, "hidden: expected 2 activations.* got 3"),
     ],
 )
-def test_bad_options_are_named_and_leave_nothing_behind(options, message, tmp_path):
-    status, output = ran("digits", *options, "--out", tmp_path / "runs")
-    assert status == 2, output
-    assert re.search(message, output), output
+def test_bad_options_are_named_and_leave_nothing_behind(options, message, tmp_path, capsys):
+    assert digits.main(replace(digits.Options(out=tmp_path / "runs"), **options)) == 2
+    assert re.search(message, capsys.readouterr().out)
     assert not (tmp_path / "runs").exists()
+
+
+def test_they_are_the_status_of_the_process(tmp_path):
+    status, output = ran("digits", "--sizes", 0, "--out", tmp_path / "runs")
+    assert status == 2, output
+    assert "sizes: expected" in output

@@ -45,14 +45,15 @@ CALLED = {
     "clipping": ("extremes",),
 }  # fmt: skip
 
+OURS = ("jbackprop", "test_")
 _seconds: dict[str, float] = {}
 
 
 def forget() -> None:
-    """Nothing traced, compiled or remembered by the package stays."""
+    """Nothing traced, compiled or remembered by the package or a test stays."""
     jax.clear_caches()
     for kept in gc.get_objects():
-        if isinstance(kept, _lru_cache_wrapper) and kept.__module__.startswith("jbackprop"):
+        if isinstance(kept, _lru_cache_wrapper) and kept.__module__.startswith(OURS):
             kept.cache_clear()
 
 
