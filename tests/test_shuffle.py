@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jbackprop as jb
-from jbackprop.training.shuffle import _bases, _rounds, _walk
+from jbackprop.training.shuffle import _bases, _hash, _network, _rounds, _shifted, _walk
 
 KEY = jax.random.key(0)
 
@@ -42,6 +42,69 @@ def many_orders(sizes, keys, longest):
     return np.asarray(jax.jit(lambda: jax.lax.map(of_size, jnp.asarray(bases)))())
 
 
+# ---- its parts
+
+
+def mixed(x):
+    """The finalizer of MurmurHash3, in whole numbers of any size."""
+    x = (x ^ (x >> 16)) * 0x85EBCA6B % 2**32
+    x = (x ^ (x >> 13)) * 0xC2B2AE35 % 2**32
+    return x ^ (x >> 16)
+
+
+NUMBERS = [0, 1, 77, 2**15, 0x9E3779B9, 2**31 + 3, 2**32 - 1]
+
+
+@pytest.mark.parametrize("below", [1, 7, 46_341, 2**16])
+def test_the_hash_is_murmurs_finalizer_scaled(below):
+    expected = [(mixed(x) >> 16) * below >> 16 for x in NUMBERS]
+    assert _hash(jnp.array(NUMBERS, jnp.uint32), below).tolist() == expected
+    assert max(expected) < below
+
+
+def test_a_shift_is_a_sum_modulo_n():
+    pairs = [(x, by) for x in range(5) for by in range(5)]
+    x, by = (jnp.array(column, jnp.uint32) for column in zip(*pairs, strict=True))
+    assert _shifted(x, by, 5).tolist() == [(x + by) % 5 for x, by in pairs]
+
+
+def test_the_bases_hold_n_with_little_to_spare_and_one_is_even():
+    assert _bases(1) == (1, 1)
+    assert [_bases(n) for n in (2, 5, 9, 10, 1089, 1090)] == [
+        (2, 1), (3, 2), (3, 4), (4, 3), (33, 34), (34, 33),
+    ]  # fmt: skip
+    for n in range(2, 3000):
+        a, b = _bases(n)
+        assert n <= a * b < n + 2 * a
+        assert a * b % 2 == 0
+    a, b = _bases(2**31 - 1)
+    assert max(a, b) < 2**16
+
+
+def test_few_examples_get_more_rounds():
+    assert [_rounds(n) for n in (1, 1023, 1024, 2**31 - 1)] == [16, 16, 5, 5]
+
+
+def test_a_network_is_what_its_definition_says():
+    secrets = np.random.default_rng(0).integers(0, 2**32, (3, 2), dtype=np.uint32)
+    a, b = 5, 4
+
+    def one(x):
+        left, right = divmod(x, b)
+        for for_left, for_right in secrets.tolist():
+            left = (left + ((mixed(right ^ for_left) >> 16) * a >> 16)) % a
+            right = (right + ((mixed(left ^ for_right) >> 16) * b >> 16)) % b
+        return left * b + right
+
+    every = jnp.arange(a * b, dtype=jnp.uint32)
+    found = _network(jnp.asarray(secrets), every, a, b).tolist()
+    assert found == [one(x) for x in range(a * b)]
+    assert sorted(found) == [*range(a * b)]
+
+
+# ---- the whole
+
+
 def cycles(orders):
     """How many cycles each of (…, n) permutations has: their own least members."""
     least, jump = np.broadcast_to(np.arange(orders.shape[-1]), orders.shape), orders
@@ -61,7 +124,7 @@ def cycles(orders):
     ],
     ids=str,
 )
-def test_it_is_a_permutation_and_odd_as_often_as_even_for_every_n(sizes):
+def test_it_is_a_permutation_and_odd_as_often_as_even(sizes):
     """Where only even rounds were made no odd order ever came: n = 9, 25, 49, 81, 1089."""
     keys, odd = 24, 0
     found = many_orders(sizes, keys, max(sizes))

@@ -104,19 +104,23 @@ def _shuffled(key: Any, positions: Any, inside: Any, n: int) -> Int[Array, " m"]
     return _walk(secrets, positions, inside, a, b, n)
 
 
-def _walk(secrets: Any, positions: Any, inside: Any, a: Any, b: Any, n: Any) -> Int[Array, " m"]:
+def _network(secrets: Any, x: UInt32[Array, " m"], a: Any, b: Any) -> UInt32[Array, " m"]:
+    """The bijection of 0 … ab-1."""
 
-    def one_round(halves: Any, secret: UInt32[Array, "2"]) -> Any:
-        left, right = halves
+    def one_round(digits: Any, secret: UInt32[Array, "2"]) -> Any:
+        left, right = digits
         left = _shifted(left, _hash(right ^ secret[0], a), a)
         right = _shifted(right, _hash(left ^ secret[1], b), b)
         return (left, right), None
 
-    def network(x: UInt32[Array, " m"]) -> UInt32[Array, " m"]:
-        halves = x // jnp.uint32(b), x % jnp.uint32(b)
-        (left, right), _ = jax.lax.scan(one_round, halves, secrets)
-        return left * jnp.uint32(b) + right
+    digits = x // jnp.uint32(b), x % jnp.uint32(b)
+    (left, right), _ = jax.lax.scan(one_round, digits, secrets)
+    return left * jnp.uint32(b) + right
 
+
+def _walk(secrets: Any, positions: Any, inside: Any, a: Any, b: Any, n: Any) -> Int[Array, " m"]:
+    """That of 0 … n-1; -1 for a position that is not inside."""
+    network = lambda x: _network(secrets, x, a, b)
     walked = jax.lax.while_loop(
         lambda x: (x >= n).any(),
         lambda x: jnp.where(x >= n, network(x), x),
