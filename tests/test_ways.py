@@ -7,6 +7,7 @@ a number that can be worked out: each is tried on either side of it.
 import importlib
 import math
 
+import battery
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,12 @@ ROOT_LOW, ROOT_HIGH = LOW**0.5, HIGH**0.5
 ONE = (jb.Layer(jnp.ones((1, 1)), jnp.ones(1)),)
 
 
+def taking(monkeypatch, unless):
+    """The quantities choose their way by this function."""
+    for module in MODULES:
+        monkeypatch.setattr(module, "unless", unless)
+
+
 @pytest.fixture
 def taken(monkeypatch):
     """Whether each condition met was fine, in turn."""
@@ -36,8 +43,7 @@ def taken(monkeypatch):
         seen.append(bool(fine))
         return plain() if fine else careful()
 
-    for module in MODULES:
-        monkeypatch.setattr(module, "unless", unless)
+    taking(monkeypatch, unless)
 
     def of(function, factors):
         seen.clear()
@@ -125,6 +131,12 @@ def test_each_way_turns_where_its_condition_does(name, made, number, above, take
     function, own = FUNCTIONS[name]
     assert taken(function, made(number * 1.01))[own] == above
     assert taken(function, made(number * 0.99))[own] != above
+
+
+def test_the_longer_way_gives_the_same_of_an_ordinary_batch(monkeypatch):
+    taking(monkeypatch, lambda fine, plain, careful: careful())
+    with jax.disable_jit():
+        battery.quantities_are_those_of_all_gradients(jb, jb.Network((3, 4, 3)))
 
 
 RNG = np.random.default_rng(0)

@@ -120,7 +120,7 @@ def _dedication(lines: dict[str, list[str]]) -> Counter[str]:
 def _in_order(
     name: str, tests: set[str], dedication: Counter[str], took: dict[str, float]
 ) -> list[str]:
-    """First the tests of a file's own name, then all cases of the test functions most dedicated to
+    """First the tests of a file's own name, the quickest first, then all cases of the test functions most dedicated to
     it, for the seconds that they take; of the others one case each, and then what is left.
 
     Cases of one function stand together: they share what they compile."""
@@ -130,7 +130,8 @@ def _in_order(
         cases.setdefault(_function(test), []).append(test)
     worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
     files = [f"/test_{each}.py" for each in (name, *CALLED.get(name, ()))]
-    own = [test for file in files for test in sorted(tests) if file in test]
+    quickest = sorted(cases, key=lambda f: took.get(cases[f][0], 0.0))
+    own = [test for file in files for f in quickest if file in f for test in sorted(cases[f])]
     most = [test for f in sorted(cases, key=worth, reverse=True)[:8] for test in cases[f]]
     firsts = [each[0] for each in cases.values()]
     return [*dict.fromkeys(own + most + firsts + quick)]
