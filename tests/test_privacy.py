@@ -87,7 +87,58 @@ def test_a_private_step_is_the_clipped_sum_its_noise_and_gradient_descent():
     np.testing.assert_allclose(step.params[0].b, expected, rtol=1e-5)
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """Bits are 0, 1, 2, …: with a rate of k / 2³² the first k examples are drawn."""
+    monkeypatch.setattr(
+        jax.random, "bits", lambda key, shape, dtype: jnp.arange(shape[0], dtype=dtype)
+    )
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 5, 8])
+def test_a_sample_is_who_draws_less_than_the_rate(k, counted):
+    for rate in (k / 2**32, (k + 0.99) / 2**32):  # which is rounded down
+        for draw in (jb.poisson_sample, jax.jit(jb.poisson_sample, static_argnums=(1, 2, 3))):
+            index, weight = draw(KEY, 9, rate, 8)  # and as many as there are rows do fit
+            assert index.tolist() == [*range(k)] + [0] * (8 - k)
+            assert weight.tolist() == [1] * k + [0] * (8 - k)
+
+
+def test_a_sample_of_everybody(counted):
+    assert jb.poisson_sample(KEY, 9, 1, 9)[1].tolist() == [1] * 9
+    with jax.enable_x64(True):
+        index, weight = jb.poisson_sample(KEY, 9, 1, 9)
+        assert (index.dtype, weight.dtype) == (jnp.int32, jnp.float32)
+
+
+def test_the_noise_of_a_key_stays_what_it_is():
+    """A run is repeated to the bit by later versions too."""
+    noise: Any = jb.gaussian_noise(2.0, 3.0, 4, KEY)
+    gradient = {"b": jnp.ones(3), "w": jnp.zeros((2, 2))}
+    key = KEY
+    state = noise.init(gradient)
+    for _ in range(2):
+        key, this = jax.random.split(key)
+        noisy, state = noise.update(gradient, state)
+        for leaf, k in zip(("b", "w"), jax.random.split(this, 2), strict=True):
+            g = gradient[leaf]
+            np.testing.assert_array_equal(noisy[leaf], g + 1.5 * jax.random.normal(k, g.shape))
+
+
 BAD = {
+    "a rate of two": (lambda: jb.poisson_sample(KEY, 10, 2, 10), "rate: .* got 2"),
+    "a negative rate": (lambda: jb.poisson_sample(KEY, 10, -0.1, 10), "rate: .* got -0.1"),
+    "rates": (lambda: jb.poisson_sample(KEY, 10, [0.5], 10), r"rate: .* got \[0.5\]"),
+    "a traced rate": (
+        lambda: jax.jit(lambda q: jb.poisson_sample(KEY, 10, q, 10))(0.5),
+        "rate: expected a number from 0 to 1, got",
+    ),
+    "a traced multiplier": (
+        lambda: jax.jit(lambda s: jb.gaussian_noise(s, 1, 1, KEY).init(0))(0.5),
+        "noise_multiplier: expected a finite number of at least 0, got",
+    ),
+    "no end of noise": (lambda: jb.gaussian_noise(float("inf"), 1, 1, KEY), "noise_mult.* got inf"),
+    "a seed for noise": (lambda: jb.gaussian_noise(1, 1, 1, 0), "key: expected a typed key"),
     "rate": (lambda: jb.poisson_sample(KEY, 10, 1.5, 10), "rate: expected a number from 0 to 1"),
     "NaN rate": (lambda: jb.poisson_sample(KEY, 10, float("nan"), 10), "rate: .* got nan"),
     "n": (lambda: jb.poisson_sample(KEY, 0, 0.5, 10), "n: expected a whole number"),

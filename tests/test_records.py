@@ -55,6 +55,33 @@ def test_a_slope_has_the_shape_and_dtype_of_z(df, dtype):
     assert (pulled.shape, pulled.dtype, pulled.tolist()) == ((3,), dtype, [1, 1, 1])
 
 
+@pytest.mark.parametrize("kind", [jb.Activation, jb.Cost])
+def test_a_record_is_told_apart_by_what_it_computes_and_never_changes(kind):
+    one = kind("a", F, F, formula="z²", elsewhere="b.c")
+    assert one == kind("a", F, F, formula="other", elsewhere="other")
+    assert hash(one) == hash(kind("a", F, F))
+    assert one != kind("b", F, F)
+    assert one != kind("a", F, jnp.sin)
+    assert "function" not in repr(one)
+    with pytest.raises(AttributeError):
+        one.name = "b"
+    with pytest.raises(TypeError):
+        kind("a", F, F, None, "a formula by its place")
+    with pytest.raises(ValueError, match=r"^name: expected a string, got "):
+        kind(F, F, F)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [jb.backpropagation, jb.leaky_relu_of(0.5).f, jb.Activation.from_function("a", F).df,
+     jb.Network((2, 1))],
+    ids=["rule", "constants", "derivative", "network"],
+)  # fmt: skip
+def test_what_a_program_is_compiled_for_never_changes(made):
+    with pytest.raises(AttributeError):
+        setattr(made, next(iter(vars(made))), None)
+
+
 def test_a_slope_of_another_shape_is_named():
     z = jnp.ones(3)
     for wrong in (lambda z: z[:2], lambda z: z[:, None]):

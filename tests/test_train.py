@@ -213,6 +213,35 @@ def test_the_same_key_gives_the_same_bits_twice_and_key_never_changes():
         np.testing.assert_array_equal(a, b)
 
 
+def test_every_draw_has_a_key_of_its_own():
+    """Of the first key: parameters, feedback, training. Of that and the step: order, δ, update."""
+    keys = jax.random.split(KEY, 3)
+    told = lambda net, params, feedback, updates, factors, key: (jax.random.normal(key, (3, 5)),)
+    rule = jb.Rule(
+        "drawn",
+        lambda s: jax.random.normal(s.key, s.slope.shape) + 0 * s.feedback[0],
+        init=lambda net, params, key: (jax.random.normal(key, (3, 5)),),
+        update=told,
+    )
+    net = jb.Network((4, 5, 3))
+    state = jb.init_state(net, SGD, KEY, rule=rule)
+    assert_close(state.params, jb.init(net, keys[0]))
+    assert_close(state.feedback, (jax.random.normal(keys[1], (3, 5)),))
+    assert state.key == keys[2]
+    _, x, t = problem(net)
+    see = lambda factors, state, updates: factors.delta[0]
+    for step in range(2):
+        assert int(state.step) == step
+        k = jax.random.fold_in(keys[2], step)
+        state, info = jb.train_step(net, SGD, state, x, t, rule=rule, observe=see)
+        assert_close(state.feedback, (jax.random.normal(jax.random.fold_in(k, 2), (3, 5)),))
+        own = jax.random.split(jax.random.fold_in(k, 1), len(x))  # of every example, then layer
+        assert_close(
+            info.observed,
+            jax.vmap(lambda k: jax.random.normal(jax.random.split(k, 1)[0], (5,)))(own),
+        )
+
+
 def test_a_rule_keeps_and_updates_feedback():
     def update(net, params, feedback, updates, factors, key):
         return (feedback[0] + updates[1].w + 0 * factors.cost.sum() + 0 * params[1].w,)

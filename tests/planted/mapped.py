@@ -120,8 +120,8 @@ def _dedication(lines: dict[str, list[str]]) -> Counter[str]:
 def _in_order(
     name: str, tests: set[str], dedication: Counter[str], took: dict[str, float]
 ) -> list[str]:
-    """First the tests of a file's own name, the quickest first, then all cases of the test functions most dedicated to
-    it, for the seconds that they take; of the others one case each, and then what is left.
+    """First those of a file's own name, the quickest first; then all cases of the test functions
+    most dedicated to it, for the seconds that they take; of the others one case each, and the rest.
 
     Cases of one function stand together: they share what they compile."""
     cases: dict[str, list[str]] = {}
