@@ -1,0 +1,147 @@
+"""Pooling: a^l = P(f(z^l)), and its adjoint P'ᵀ by hand, for ONE example.
+
+    (P u)_p = max over the window at p, or the mean;    P'ᵀ e: e_p to where the maximum was first,
+                                                        or shared by the whole window
+
+`jax.grad` of a maximum over windows is a scatter of winners that a CPU takes 7 to 20 times longer
+for than for comparing, entry by entry of the windows, what is there with the maximum.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jbackprop.core.numerics import wide
+from jbackprop.core.windows import Shape, Windows, as_padding, as_wholes, windows
+
+
+@runtime_checkable
+class Pool(Protocol):
+    """What a network asks of a pooling: pure functions of ONE example."""
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """The shape of a^l, where f(z^l) has this one."""
+        ...
+
+    def apply(self, u: Array) -> Array:
+        """P u."""
+        ...
+
+    def transpose(self, u: Array, e: Array) -> Array:
+        """P'ᵀ e, in the shape of u, at the u that was pooled."""
+        ...
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest of every window. Of equal ones the first counts, as elsewhere in this field.
+
+    Attributes:
+        size: of a window: a number for all dimensions, or one each.
+        stride: from window to window; by default their size, so that none overlap.
+        padding: as in `Conv`; what is padded with is -∞, which is nobody's maximum.
+
+    Raises:
+        ValueError: a number is none or out of range.
+
+    >>> import jax.numpy as jnp
+    >>> from jbackprop import MaxPool
+    >>> u = jnp.array([[1.0], [3.0], [3.0], [2.0]])
+    >>> MaxPool(2).apply(u).tolist(), MaxPool(4).transpose(u, jnp.array([[5.0]])).tolist()
+    ([[3.0], [3.0]], [[0.0], [5.0], [0.0], [0.0]])
+    """
+
+    size: int | tuple[int, ...]
+    stride: Any = None
+    padding: Any = 0
+
+    def __post_init__(self) -> None:
+        size = as_wholes("size", self.size)
+        stride = size if self.stride is None else as_wholes("stride", self.stride)
+        self.__dict__.update(size=size, stride=stride, padding=as_padding(self.padding))
+
+    def _windows(self, in_shape: Shape) -> Windows:
+        return windows(self, in_shape, self.size, self.stride, self.padding)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """(*windows, channels)."""
+        return (*self._windows(in_shape).out, in_shape[-1])
+
+    def apply(self, u: Array) -> Array:
+        """The maximum of every window."""
+        g = self._windows(u.shape)
+        return _largest([*g.seen(g.padded(u, -jnp.inf))])
+
+    def transpose(self, u: Array, e: Array) -> Array:
+        """e_p at the first maximum of window p, 0 elsewhere; added up where windows overlap."""
+        g = self._windows(u.shape)
+        entries = [*g.seen(g.padded(u, -jnp.inf))]
+        largest, free, shares = _largest(entries), jnp.ones(e.shape, bool), []
+        for entry in entries:
+            wins = free & ~(entry < largest)  # NaN wins too, so that it is seen in δ
+            shares.append(jnp.where(wins, e, 0))
+            free &= ~wins
+        return g.back(shares)
+
+
+def _largest(entries: list[Array]) -> Array:
+    largest = entries[0]
+    for entry in entries[1:]:
+        largest = jnp.maximum(largest, entry)
+    return largest
+
+
+@dataclass(frozen=True)
+class MeanPool:
+    """The mean of every window; without a size, of all positions: one number for each channel.
+
+    Attributes:
+        size, stride: as in `MaxPool`. There is no padding.
+
+    Raises:
+        ValueError: a number is none or out of range.
+
+    >>> import jax.numpy as jnp
+    >>> from jbackprop import MeanPool
+    >>> u = jnp.array([[1.0], [3.0], [5.0], [7.0]])
+    >>> MeanPool(2).apply(u).tolist(), MeanPool().apply(u).tolist()
+    ([[2.0], [6.0]], [4.0])
+    """
+
+    size: Any = None
+    stride: Any = None
+
+    def __post_init__(self) -> None:
+        size = None if self.size is None else as_wholes("size", self.size)
+        stride = size if self.stride is None else as_wholes("stride", self.stride)
+        if size is None and stride is not None:
+            raise ValueError(f"stride: expected a size with it, got {self.stride!r} alone")
+        self.__dict__.update(size=size, stride=stride)
+
+    def _windows(self, in_shape: Shape) -> Windows:
+        size = in_shape[:-1] if self.size is None else self.size
+        return windows(self, in_shape, size, size if self.stride is None else self.stride, 0)
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """(*windows, channels), or (channels,)."""
+        out = self._windows(in_shape).out
+        return (in_shape[-1],) if self.size is None else (*out, in_shape[-1])
+
+    def apply(self, u: Array) -> Array:
+        """The mean of every window."""
+        g = self._windows(u.shape)
+        if self.size is None:
+            return jnp.mean(wide(u), axis=range(u.ndim - 1)).astype(u.dtype)
+        total = sum(wide(entry) for entry in g.seen(u))
+        return (total / math.prod(g.size)).astype(u.dtype)
+
+    def transpose(self, u: Array, e: Array) -> Array:
+        """e_p over the number of entries, to each of window p; added up where windows overlap."""
+        g = self._windows(u.shape)
+        share = e / math.prod(g.size)
+        if self.size is None:
+            return jnp.broadcast_to(share, u.shape)
+        return g.back([share] * math.prod(g.size))
