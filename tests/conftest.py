@@ -1,4 +1,6 @@
-"""Silent promotion is an error in every test: of ranks (a batch by accident) and of dtypes."""
+"""Silent promotion is an error in every test: of ranks (a batch by accident) and of dtypes.
+
+And float32 is float32: by default a GPU or TPU multiplies with fewer digits than are compared."""
 
 import jax
 import pytest
@@ -6,7 +8,11 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def _no_silent_promotion():
-    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+    with (
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+        jax.default_matmul_precision("highest"),
+    ):
         yield
 
 

@@ -73,9 +73,14 @@ def longest_row(factors: Factors) -> int:
 
 
 def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
-    """min(1, max_norm / norm): 1 where the norm is 0, and NaN only where something is NaN."""
+    """min(1, max_norm / norm): 1 where the norm is 0, and NaN only where something is NaN.
+
+    Below the least normal number it is 0: with the few digits that are left there, where a machine
+    has such numbers at all, what is shrunk could be above its bound."""
     inside = norms <= max_norm
-    return jnp.where(inside, 1, quotient(max_norm, jnp.where(inside, 1, norms)))
+    factor = quotient(max_norm, jnp.where(inside, 1, norms))
+    factor = jnp.where(factor < jnp.finfo(norms.dtype).tiny, 0, factor)
+    return jnp.where(inside, 1, factor)
 
 
 def clip(factors: Factors, max_norm: Any) -> Factors:
