@@ -43,7 +43,9 @@ from jbackprop.core.factors import (
     sum_gradient,
     value_and_grad,
 )
+from jbackprop.core.linear import Conv, Dense
 from jbackprop.core.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.core.pooling import MaxPool, MeanPool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.rules import Rule, Signal
 from jbackprop.core.values import check_batch
@@ -91,11 +93,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "Conv",
     "Cost",
+    "Dense",
     "Factors",
     "Histograms",
     "Info",
     "Layer",
+    "MaxPool",
+    "MeanPool",
     "Metrics",
     "Network",
     "NoiseScale",

@@ -9,11 +9,17 @@
     t                           t                     (n_L,)          ground truth
     C                           cost                  ()              cost of one example
     δ^l = ∂C/∂z^l               delta                 (n_l,)          error
+    P, or nothing               pool                                  pooling, a^l = P(f(z^l))
 
     δ^L      = ∇_y C ⊙ f'(z^L)                                        `backward`
     δ^l      = (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l)      l = L-1 … 1          `propagate`
     ∂C/∂w^l  = δ^l (a^{l-1})ᵀ                    l = 1 … L            `gradients`
     ∂C/∂b^l  = δ^l
+
+A convolution is the matrix w^l used at many positions p, each on the row r_p(a^{l-1}) that it sees:
+
+    δ^l      = P'ᵀ (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l)
+    ∂C/∂w^l  = Σ_p δ_p^l r_p(a^{l-1})ᵀ,   ∂C/∂b^l = Σ_p δ_p^l
 
 Erratum: one slide's general line has a_{jk}^{l-1} for a_k^{l-1}.
 """
@@ -32,11 +38,13 @@ from jbackprop.core.checks import (
     per_hidden_layer,
 )
 from jbackprop.core.heads import head
-from jbackprop.core.network import Layer, Network, Params, Tape, as_layers
+from jbackprop.core.linear import over_positions
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, pooled
 from jbackprop.core.numerics import wide
+from jbackprop.core.operators import places
 from jbackprop.core.rules import Rule, Signal
 
-Deltas = tuple[Float[Array, "*batch _"], ...]
+Deltas = tuple[Float[Array, "*shape"], ...]
 
 
 def _backpropagation(s: Signal) -> Float[Array, " n"]:
@@ -70,9 +78,10 @@ def propagate(
 
     deltas = (delta_L,)
     fs, zs, activations = net.activations[:-1], tape.z[:-1], tape.a[1:-1]
-    hidden = zip(layers[1:], fs, zs, activations, kept, keys, strict=True)
-    for above, f, z, a, b, k in reversed([*hidden]):
-        delta = rule.back(Signal(above.w, b, deltas[0], delta_L, t, a, f.slope(z), k))
+    hidden = zip(layers[1:], places(net, tape), fs, zs, activations, kept, keys, strict=True)
+    for above, at, f, z, a, b, k in reversed([*hidden]):
+        w, b = at.weights(above.w), at.feedback(b)
+        delta = rule.back(Signal(w, b, deltas[0], delta_L, t, a, f.slope(z), k))
         deltas = (delta, *deltas)
     return deltas
 
@@ -88,15 +97,20 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     return propagate(net, params, tape, output_delta(net, tape, t, label=label))
 
 
-def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, " n_out"]:
-    """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label."""
-    z, y = tape.z[-1], tape.a[-1]
+def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, "*shape"]:
+    """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label; behind a pooling,
+    y = f(P(z^L)), P'ᵀ of that."""
+    pool, y = net.pools[-1], tape.a[-1]
+    z = pooled(pool, tape.z[-1])
     delta_L = head(net.output, net.cost, label=label).delta(wide(z), wide(y), wide(t))
-    return fitted(f"cost {net.cost.name}", delta_L, z)
+    delta_L = fitted(f"cost {net.cost.name}", delta_L, z)
+    return delta_L if pool is None else pool.transpose(tape.z[-1], delta_L)
 
 
-def gradients(tape: Tape, deltas: Deltas) -> Params:
+def gradients(tape: Tape, deltas: Deltas, maps: Any = ()) -> Params:
     """The outer products of the last slide: ∂C/∂w^l = δ^l (a^{l-1})ᵀ and ∂C/∂b^l = δ^l.
+
+    With `maps`, the `net.maps` of a network that is not dense, they are summed over positions.
 
     >>> import jax.numpy as jnp
     >>> import jbackprop as jb
@@ -106,7 +120,9 @@ def gradients(tape: Tape, deltas: Deltas) -> Params:
     >>> jb.gradients(tape, jb.backward(net, params, tape, jnp.array([2.0])))[0].w.tolist()
     [[-2.0, 2.0]]
     """
-    check_deltas("deltas", deltas, tape.z)
-    return tuple(
-        Layer(jnp.outer(delta, a), delta) for delta, a in zip(deltas, tape.a[:-1], strict=True)
-    )
+    check_deltas("deltas", deltas, tape.z, flat=not maps)
+    pairs = zip(deltas, tape.a[:-1], strict=True)
+    if not maps:
+        return tuple(Layer(jnp.outer(delta, a), delta) for delta, a in pairs)
+    layers = zip(maps, pairs, strict=True)
+    return tuple(Layer(*over_positions(linear, delta, a)) for linear, (delta, a) in layers)

@@ -16,7 +16,7 @@ from jbackprop.core.arrays import as_numbers, check_size
 from jbackprop.core.backward import output_delta
 from jbackprop.core.checks import as_input, as_target, as_weight, is_label
 from jbackprop.core.heads import head
-from jbackprop.core.network import Network, Params, Tape, as_layers, forward
+from jbackprop.core.network import Network, Params, Tape, as_layers, forward, pooled
 from jbackprop.core.numerics import weighted_mean, wide
 
 Scalar = Float[Array, ""]
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 def as_batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Batch:
     """The border of every function of a batch."""
     dtype = layers[0].w.dtype
-    x = as_input(net, x, dtype, rank=2)
+    x = as_input(net, x, dtype, lead=1)
     label, t = is_label(net, t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
     weights = as_weight(weight, len(x), dtype)
     return Batch(x, t, weights, None if weight is None else weights == 0, label)
@@ -108,7 +108,7 @@ def blank(absent: Any, tree: Any) -> Any:
 
 def example_cost(net: Network, tape: Tape, t: Any) -> Any:
     """C of one example, in float32 at least: it is a sum over outputs."""
-    z, y = wide(tape.z[-1]), wide(tape.a[-1])
+    z, y = wide(pooled(net.pools[-1], tape.z[-1])), wide(tape.a[-1])
     cost = head(net.output, net.cost).value(z, y, wide(t))
     if jnp.shape(cost) != ():
         raise ValueError(
@@ -131,7 +131,8 @@ def example_costs(net: Network, layers: Params, batch: Batch) -> Any:
 def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
     """The absent rows whose cost has no derivative: what is in them may not pass at all."""
     fixed, xs, ts = jax.lax.stop_gradient((layers, batch.x, batch.t))
-    whole = jnp.isfinite(xs).all(axis=1) & jnp.isfinite(ts).all(axis=1)
+    finite = lambda rows: jnp.isfinite(rows).all(axis=range(1, rows.ndim))
+    whole = finite(xs) & finite(ts)
     xs, ts = _replace_rows(~whole, (xs, ts), lambda leaf: 0)
 
     def regular(x: Any, t: Any) -> Any:

@@ -29,7 +29,16 @@ class Sized(Protocol):
     """What the checks need of a `Network`, which stands above this file."""
 
     @property
-    def sizes(self) -> tuple[int, ...]: ...
+    def sizes(self) -> tuple[Any, ...]: ...
+
+    @property
+    def maps(self) -> tuple[Any, ...]: ...
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]: ...
+
+    @property
+    def z_shapes(self) -> tuple[tuple[int, ...], ...]: ...
 
     @property
     def cost(self) -> Cost: ...
@@ -43,7 +52,7 @@ def fail(net: Sized, name: str, expected: str, got: Any) -> NoReturn:
 
 def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
     """(w^l, b^l) per layer, from any structure that unpacks to them."""
-    depth = len(net.sizes) - 1
+    depth = len(net.maps)
     expected = "arrays (w, b) per layer"
     try:
         layers = [tuple(layer) for layer in params]
@@ -61,11 +70,11 @@ def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
     if len(pairs) != depth:
         fail(net, "params", f"{depth} layers of (w, b)", f"{len(pairs)}")
     for l, (w, b) in enumerate(pairs, start=1):
-        n_in, n_out = net.sizes[l - 1 : l + 1]
-        if w.shape != (n_out, n_in):
-            fail(net, "params", f"w^{l} of shape {(n_out, n_in)}", w)
-        if b.shape != (n_out,):
-            fail(net, "params", f"b^{l} of shape {(n_out,)}", b)
+        of_w, of_b = net.maps[l - 1].w_shape(net.shapes[l - 1]), net.z_shapes[l - 1][-1:]
+        if w.shape != of_w:
+            fail(net, "params", f"w^{l} of shape {of_w}", w)
+        if b.shape != of_b:
+            fail(net, "params", f"b^{l} of shape {of_b}", b)
     dtypes = {leaf.dtype for pair in pairs for leaf in pair}
     if len(dtypes) > 1 or not all(jnp.issubdtype(d, jnp.floating) for d in dtypes):
         fail(
@@ -77,23 +86,24 @@ def as_pairs(net: Sized, params: Any) -> tuple[tuple[Array, Array], ...]:
     return pairs
 
 
-def check_input(net: Sized, x: Any, rank: int | None) -> None:
-    """One example (rank 1), a batch (2), any leading axes (None)."""
-    n = net.sizes[0]
-    if rank == 1 and x.shape != (n,):
-        fail(net, "x", f"one example of shape {(n,)}", x)
-    if rank == 2 and (x.ndim != 2 or x.shape[1] != n):
-        fail(net, "x", f"shape (B, {n})", x)
-    if rank == 2 and len(x) == 0:
+def check_input(net: Sized, x: Any, lead: int | None) -> None:
+    """One example (no leading axis), a batch (1), any leading axes (None)."""
+    shape = net.shapes[0]
+    of_one = ", ".join(map(str, shape))
+    if lead == 0 and x.shape != shape:
+        fail(net, "x", f"one example of shape {shape}", x)
+    if lead == 1 and (x.ndim != 1 + len(shape) or x.shape[1:] != shape):
+        fail(net, "x", f"shape (B, {of_one})", x)
+    if lead == 1 and len(x) == 0:
         fail(net, "x", "at least one example", x)
-    if x.ndim == 0 or x.shape[-1] != n:
-        fail(net, "x", f"shape (..., {n})", x)
+    if x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
+        fail(net, "x", f"shape (..., {of_one})", x)
 
 
-def as_input(net: Sized, x: Any, dtype: Any, *, rank: int | None) -> Array:
-    """x in the parameters' dtype: one example (rank 1), a batch (2), any leading axes (None)."""
+def as_input(net: Sized, x: Any, dtype: Any, *, lead: int | None) -> Array:
+    """x in the parameters' dtype: one example (no leading axis), a batch (1), any axes (None)."""
     x = as_real("x", x, dtype)
-    check_input(net, x, rank)
+    check_input(net, x, lead)
     return x
 
 
@@ -101,7 +111,7 @@ def storable_input(net: Sized, x: Any, dtype: Any) -> Any:
     """A batch of inputs as it may pass a `jax.jit` border."""
     if not isinstance(x, jax.Array):
         x = stored("x", x, dtype)
-    check_input(net, x, 2)
+    check_input(net, x, 1)
     return x
 
 
@@ -115,7 +125,7 @@ def is_label(net: Sized, t: Any, lead: tuple[int, ...] = ()) -> bool:
 def _is_binary_label(net: Sized, t: Any, lead: tuple[int, ...]) -> bool:
     """Whether t holds 0, 1 or a bool for the one output of each example."""
     whole = jnp.issubdtype(t.dtype, jnp.integer) or t.dtype == bool
-    alone = net.cost == binary_cross_entropy and net.sizes[-1] == 1
+    alone = net.cost == binary_cross_entropy and net.shapes[-1] == (1,)
     return alone and whole and t.shape == lead
 
 
@@ -126,7 +136,7 @@ def storable_target(net: Sized, t: Any, dtype: Any, lead: tuple[int, ...]) -> An
     t = as_numbers("t", t)
     _check_target(net, t, lead)
     if is_label(net, t, lead):
-        return as_indices("t", t, net.sizes[-1])[0]
+        return as_indices("t", t, *net.shapes[-1])[0]
     if _is_binary_label(net, t, lead) and t.dtype != bool:
         return as_indices("t", t, 2)[0]
     return stored("t", t, dtype)
@@ -134,7 +144,7 @@ def storable_target(net: Sized, t: Any, dtype: Any, lead: tuple[int, ...]) -> An
 
 def _check_target(net: Sized, t: Any, lead: tuple[int, ...]) -> None:
     """Vectors, or labels where the cost takes them."""
-    n = net.sizes[-1]
+    (n,) = net.shapes[-1]
     if t.shape == (*lead, n) or is_label(net, t, lead) or _is_binary_label(net, t, lead):
         return
     expected = f"shape {(*lead, n)}"
@@ -151,7 +161,7 @@ def as_target(net: Sized, t: Any, dtype: Any, *, lead: tuple[int, ...] = ()) -> 
     """t of shape (*lead, n_L) in the parameters' dtype; a label one-hot, or NaN if out of range."""
     t = as_numbers("t", t)
     _check_target(net, t, lead)
-    n = net.sizes[-1]
+    (n,) = net.shapes[-1]
     if is_label(net, t, lead):
         t, in_range = as_indices("t", t, n)
         # `jax.nn.one_hot` gives zeros out of range, as if the example had no class and no cost;
@@ -194,7 +204,7 @@ def as_weight(weight: Any, batch: int, dtype: Any) -> Array:
 
 def check_tape(net: Sized, tape: Any) -> None:
     """The tape of one example, from `forward` of this network."""
-    expected = [[(n,) for n in net.sizes[1:]], [(n,) for n in net.sizes]]
+    expected = [[*net.z_shapes], [*net.shapes]]
     what = f"the tape of ONE example, from forward: z and a of shapes {expected}"
     try:
         got = [[np.shape(leaf) for leaf in leaves] for leaves in (tape.z, tape.a)]
@@ -204,10 +214,10 @@ def check_tape(net: Sized, tape: Any) -> None:
         fail(net, "tape", what, f"{got}{_if_batch(got, expected)}")
 
 
-def check_deltas(name: str, deltas: Any, z: Any) -> None:
-    """δ^l has the shape of z^l, of one example."""
+def check_deltas(name: str, deltas: Any, z: Any, *, flat: bool) -> None:
+    """δ^l has the shape of z^l, of one example: a vector, where the network is flat throughout."""
     got, of_z = [np.shape(d) for d in deltas], [np.shape(leaf) for leaf in z]
-    expected = [shape[-1:] for shape in of_z]
+    expected = [shape[-1:] for shape in of_z] if flat else of_z
     if got != expected or of_z != expected:
         got = {"deltas": got, "z": of_z}
         batch = _if_batch([*got.values()], [expected, expected])
@@ -227,7 +237,7 @@ def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
     """(feedback, keys) with one entry per hidden layer each; None where there is none."""
     if key is not None:
         check_key(key)
-    hidden = len(net.sizes) - 2
+    hidden = len(net.maps) - 1
     if not isinstance(feedback, tuple | list) or len(feedback) not in (0, hidden):
         if isinstance(feedback, tuple | list):
             got = f"{type(feedback).__name__} of {len(feedback)}"

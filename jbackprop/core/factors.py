@@ -5,6 +5,7 @@ a_i^{l-1}: the rank-one factors of ∂C_i/∂w^l = δ_i^l (a_i^{l-1})ᵀ. A sum 
 matrix product of them. B · P numbers are formed by `example_gradients` alone, which is for looking.
 """
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from jbackprop.core.arrays import check_key
 from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import in_the_structure_of
+from jbackprop.core.linear import Map, bias_sum
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, unit, weighted_mean, wide
 from jbackprop.core.rules import Rule, none
@@ -27,16 +29,27 @@ class Factors(NamedTuple):
     Attributes:
         cost: C_i, of shape (B,), in float32 at least.
         tape: z and a of every layer.
-        delta: (δ^1 … δ^L), δ^l of shape (B, n_l).
+        delta: (δ^1 … δ^L), δ^l of shape (B, n_l), of a convolution (B, *positions, n_l).
         t: the ground truth that the costs saw, of shape (B, n_L).
         weight: of shape (B,); enters sums and means only. Where it is 0, all the rest is 0.
+        maps: those of the network, without which a convolution's δ and a cannot be contracted: as a
+            pytree nothing but structure. () where all of it is dense.
     """
 
     cost: Float[Array, " B"]
     tape: Tape
-    delta: tuple[Float[Array, "B _"], ...]
+    delta: tuple[Float[Array, "B *_"], ...]
     t: Float[Array, "B n_out"]
     weight: Float[Array, " B"]
+    maps: tuple["Used", ...] = ()
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Used:
+    """A linear map of the network, as a pytree without leaves."""
+
+    map: Map
 
 
 def backprop(
@@ -55,7 +68,8 @@ def backprop(
     Args:
         net: the network.
         params: (w^l, b^l) per layer.
-        x: inputs of shape (B, n_0), of any real dtype; cast to the parameters' dtype.
+        x: inputs of shape (B, n_0), or (B, *shape of one), of any real dtype; cast to the
+            parameters' dtype.
         t: ground truth of shape (B, n_L); or integer labels of shape (B,) with `cross_entropy`. A
             label out of range makes that example's cost and δ NaN.
         weight: of shape (B,), of any real or bool dtype; by default 1. Where it is 0 the row is
@@ -94,7 +108,7 @@ def backprop(
         return example_cost(net, tape, t), tape, deltas
 
     cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, key), t))
-    return Factors(cost, tape, deltas, t, weight)
+    return Factors(cost, tape, deltas, t, weight, () if net.flat else tuple(map(Used, net.maps)))
 
 
 def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
@@ -115,7 +129,14 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
 
 
 def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
-    """(δ^l, a^{l-1}) of every layer: the two factors of ∂C/∂w^l."""
+    """(δ^l, a^{l-1}) of every layer: the two factors of ∂C/∂w^l.
+
+    Raises `ValueError` for those of a network with more than one position."""
+    if factors.maps:
+        raise ValueError(
+            "factors: expected those of a dense network; with convolutions gradients, per-example "
+            "ones too, and training are there, and what is made of norms and products not yet"
+        )
     return [*zip(factors.delta, factors.tape.a[:-1], strict=True)]
 
 
@@ -137,11 +158,21 @@ def weighted_sum(pairs: Any, c: Float[Array, " B"]) -> Params:
     return tuple(layers)
 
 
+def sums_over_batch(factors: Factors, c: Float[Array, " B"]) -> Params:
+    """Σ_i c_i g_i, in float32 at least."""
+    if not factors.maps:
+        return weighted_sum(rank_one(factors), c)
+    layers = zip(factors.maps, factors.delta, factors.tape.a[:-1], strict=True)
+    return tuple(
+        Layer(used.map.weighted_sum(c, delta, a), bias_sum(c, delta)) for used, delta, a in layers
+    )
+
+
 def sum_gradient(factors: Factors) -> Params:
     """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ.
 
     In float32 at least, since a sum of float16 may be no float16."""
-    return weighted_sum(rank_one(factors), factors.weight)
+    return sums_over_batch(factors, factors.weight)
 
 
 def mean_gradient(factors: Factors) -> Params:
@@ -159,13 +190,14 @@ def mean_gradient(factors: Factors) -> Params:
     # compiled epoch 5 to 10 % faster at every size tried.
     weight = unit(factors.weight)
     share, dtype = over_total(weight), factors.tape.a[0].dtype
-    total = weighted_sum(rank_one(factors), weight)
+    total = sums_over_batch(factors, weight)
     return jax.tree.map(lambda g: (g * share).astype(dtype), total)
 
 
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
-    return jax.vmap(gradients)(factors.tape, factors.delta)
+    maps = [used.map for used in factors.maps]
+    return jax.vmap(lambda tape, deltas: gradients(tape, deltas, maps))(factors.tape, factors.delta)
 
 
 def value_and_grad(

@@ -204,6 +204,18 @@ def _convolved(
     )
 
 
+def bias_sum(c: Array, delta: Array) -> Array:
+    """Σ_i c_i Σ_p δ_ip, in float32 at least."""
+    return jnp.sum(jnp.expand_dims(c, range(1, delta.ndim)) * wide(delta), range(delta.ndim - 1))
+
+
+def over_positions(linear: Map, delta: Array, a: Array) -> tuple[Array, Array]:
+    """Σ_p δ_p r_p(a)ᵀ and Σ_p δ_p of ONE example."""
+    one, delta, a = jnp.ones(1, at_least_float32(delta.dtype)), delta[None], a[None]
+    sums = linear.weighted_sum(one, delta, a), bias_sum(one, delta)
+    return sums[0].astype(delta.dtype), sums[1].astype(delta.dtype)
+
+
 def _sums_in(c: Array) -> Any:
     return at_least_float32(c.dtype)
 

@@ -1,15 +1,16 @@
 """The network: what it is (`Network`), what it learns (`Layer`), what a pass leaves (`Tape`).
 
-a^0 = x;  z^l = w^l a^{l-1} + b^l;  a^l = f(z^l) for l = 1 … L;  y = a^L.
+a^0 = x;  z^l = w^l a^{l-1} + b^l;  a^l = f(z^l) for l = 1 … L;  y = a^L. Where a pooling P follows
+a map, a^l = P(f(z^l)); behind the last, y = f(P(z^L)).
 
 Every function here speaks of one example, but for `predict`, which takes any leading axes.
 """
 
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +21,16 @@ from jbackprop.core.activations import gives_probabilities, identity, rectifies,
 from jbackprop.core.arrays import check_key, fitted
 from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
+from jbackprop.core.linear import Dense, Map, Shape
+from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
 
 
 class Layer(NamedTuple):
-    """w^l of shape (n_l, n_{l-1}) and b^l of shape (n_l,); or a gradient with respect to them."""
+    """w^l of shape (n_l, n_{l-1}), of a convolution (n_l, *kernel, channels), and b^l of shape
+    (n_l,); or a gradient with respect to them."""
 
-    w: Float[Array, "*batch _ _"]
+    w: Float[Array, "*shape"]
     b: Float[Array, "*batch _"]
 
 
@@ -37,26 +41,30 @@ class Tape(NamedTuple):
     """What the forward pass leaves for the backward pass.
 
     Attributes:
-        z: the weighted inputs (z^1 … z^L), z^l of shape (n_l,).
-        a: the activations (a^0 … a^L): the input x first, the output y last.
+        z: the weighted inputs (z^1 … z^L), z^l of shape (n_l,), of a convolution (*positions, n_l).
+        a: the activations (a^0 … a^L): the input x first, the output y last; pooled, where a
+            pooling follows.
     """
 
-    z: tuple[Float[Array, "*batch _"], ...]
-    a: tuple[Float[Array, "*batch _"], ...]
+    z: tuple[Float[Array, "*shape"], ...]
+    a: tuple[Float[Array, "*shape"], ...]
 
 
 @dataclass(frozen=True, init=False)
 class Network:
-    """A dense network, as a static description: hashable, comparable by value, never a pytree.
+    """A chain of linear maps, as a static description: hashable, comparable by value, no pytree.
 
     Attributes:
-        sizes: (n_0, n_1 … n_L), from the input to the output.
+        sizes: from the input to the output: n_0, or the input's shape; then the maps, an int n for
+            `Dense(n)`, or a `Conv`, each followed by at most one pooling. (n_0, n_1 … n_L) is a
+            dense network.
         hidden: one `Activation` for every hidden layer, or one per hidden layer.
         output: the activation of the last layer.
         cost: the cost C of one example.
 
     Raises:
-        ValueError: fewer than two sizes or one below 1; a hidden softmax (its Jacobian is not
+        ValueError: fewer than two sizes or one below 1; a map or a pooling that does not fit what
+            comes to it, or an output that is not flat; a hidden softmax (its Jacobian is not
             diagonal); a number of activations that is not the number of hidden layers; softmax of
             a single output; a cost that takes probabilities with a built-in output that gives none
             (an activation of your own is trusted).
@@ -65,12 +73,38 @@ class Network:
     >>> net = Network((64, 32, 10), relu, softmax, cross_entropy)
     >>> [f.name for f in net.activations]
     ['relu', 'softmax']
+    >>> from jbackprop import Conv, MaxPool
+    >>> net = Network(((28, 28, 1), Conv(16, 5), MaxPool(2), 10), relu, softmax, cross_entropy)
+    >>> net.shapes  # of a^0 … a^L
+    ((28, 28, 1), (12, 12, 16), (10,))
     """
 
-    sizes: tuple[int, ...]
+    sizes: tuple[Any, ...]
     hidden: Activation | tuple[Activation, ...]
     output: Activation
     cost: Cost
+
+    if TYPE_CHECKING:  # these follow from sizes
+
+        @property
+        def maps(self) -> tuple[Map, ...]:
+            """The linear maps, L of them."""
+            ...
+
+        @property
+        def pools(self) -> tuple[Pool | None, ...]:
+            """What pools behind each of them."""
+            ...
+
+        @property
+        def shapes(self) -> tuple[Shape, ...]:
+            """Of a^0 … a^L."""
+            ...
+
+        @property
+        def z_shapes(self) -> tuple[Shape, ...]:
+            """Of z^1 … z^L."""
+            ...
 
     def __init__(
         self,
@@ -79,28 +113,35 @@ class Network:
         output: Any = identity,
         cost: Any = squared_error,
     ) -> None:
-        sizes = _sizes(sizes)
+        sizes, chain = _chain(sizes)
         if not isinstance(hidden, Activation):
-            hidden = _hidden(hidden, len(sizes) - 2)
+            hidden = _hidden(hidden, len(chain.maps) - 1)
         for name, value, kind in [("output", output, Activation), ("cost", cost, Cost)]:
             if not isinstance(value, kind):
                 raise ValueError(f"{name}: expected one {kind.__name__}, got {value!r}")
         # a frozen dataclass is written once, here
         self.__dict__.update(sizes=sizes, hidden=hidden, output=output, cost=cost)
+        self.__dict__.update(chain._asdict())  # what follows from sizes, and is no field
         for f in self.activations[:-1]:
             if f.pull is not None:
                 raise ValueError(
                     f"hidden: expected activations that act element by element, got {f.name}, "
                     f"whose Jacobian is not diagonal; {f.name} is an output only"
                 )
-        _check_output(sizes[-1], output, cost)
+        _check_output(*self.shapes[-1], output, cost)
+
+    @property
+    def flat(self) -> bool:
+        """Whether it is dense throughout: every a^l and z^l a vector, nothing pooled."""
+        of_one = all(isinstance(linear, Dense) for linear in self.maps)
+        return of_one and len(self.shapes[0]) == 1 and not any(self.pools)
 
     @property
     def activations(self) -> tuple[Activation, ...]:
         """(f^1 … f^L), one for each layer."""
         hidden = self.hidden
         if isinstance(hidden, Activation):
-            hidden = (hidden,) * (len(self.sizes) - 2)
+            hidden = (hidden,) * (len(self.maps) - 1)
         return (*hidden, self.output)
 
 
@@ -118,14 +159,76 @@ def _check_output(n: int, output: Activation, cost: Cost) -> None:
         )
 
 
-def _sizes(sizes: Any) -> tuple[int, ...]:
-    try:
-        checked = tuple(operator.index(n) for n in sizes)
-    except TypeError:
-        raise ValueError(f"sizes: expected whole numbers (n_0, …, n_L), got {sizes!r}") from None
-    if len(checked) < 2 or min(checked) < 1:
+class Chain(NamedTuple):
+    """The linear maps (L), what pools behind each (or None), the shapes of a^0 … a^L, z^1 … z^L."""
+
+    maps: tuple[Map, ...]
+    pools: tuple[Pool | None, ...]
+    shapes: tuple[Shape, ...]
+    z_shapes: tuple[Shape, ...]
+
+
+def _chain(sizes: Any) -> tuple[tuple[Any, ...], Chain]:
+    """`sizes` with every int as one, and what they are as maps and poolings with their shapes."""
+    entries = tuple(sizes) if isinstance(sizes, Iterable) else (sizes, None)
+    entries = tuple(_entry(entry, sizes, first=i == 0) for i, entry in enumerate(entries))
+    if len(entries) < 2:
         raise ValueError(f"sizes: expected at least two sizes, each at least 1, got {sizes!r}")
-    return checked
+    shape = (entries[0],) if isinstance(entries[0], int) else entries[0]
+    maps, pools, shapes, z_shapes = [], [], [shape], []
+    for i, entry in enumerate(entries[1:], start=1):
+        if _is_pool(entry):
+            if i == 1 or _is_pool(entries[i - 1]):
+                raise ValueError(
+                    f"sizes: expected a pooling behind a map, one at most, got {entry} as entry {i}"
+                )
+            pools[-1], shapes[-1] = entry, _fitting(i, entry.out_shape, shapes[-1])
+        else:
+            linear = Dense(entry) if isinstance(entry, int) else entry
+            maps.append(linear)
+            pools.append(None)
+            z_shapes.append(_fitting(i, linear.z_shape, shapes[-1]))
+            shapes.append(z_shapes[-1])
+    if len(shapes[-1]) != 1:
+        raise ValueError(
+            "sizes: expected an output of shape (n,), by a number at the end or MeanPool(), "
+            f"got {shapes[-1]} from {entries[-1]}"
+        )
+    return entries, Chain(tuple(maps), tuple(pools), tuple(shapes), tuple(z_shapes))
+
+
+def _entry(entry: Any, sizes: Any, *, first: bool) -> Any:
+    """An int, the input's shape, a map or a pooling."""
+    if first and isinstance(entry, tuple | list):
+        shape = tuple(_entry(n, sizes, first=False) for n in entry)
+        if shape and all(isinstance(n, int) for n in shape):
+            return shape[0] if len(shape) == 1 else shape
+    if isinstance(entry, Dense):
+        return entry.n
+    if not first and isinstance(entry, Map | Pool):
+        return entry
+    try:
+        n = operator.index(entry)
+    except TypeError:
+        raise ValueError(
+            "sizes: expected whole numbers (n_0, …, n_L), or an input's shape first and maps and "
+            f"poolings behind it, got {sizes!r}"
+        ) from None
+    if n < 1:
+        raise ValueError(f"sizes: expected at least two sizes, each at least 1, got {sizes!r}")
+    return n
+
+
+def _is_pool(entry: Any) -> bool:
+    return isinstance(entry, Pool) and not isinstance(entry, Map)
+
+
+def _fitting(i: int, shape_of: Any, in_shape: Shape) -> Shape:
+    """The shape that comes out of an entry; an error that tells which it is."""
+    try:
+        return shape_of(in_shape)
+    except ValueError as error:
+        raise ValueError(f"sizes: entry {i}: {error}") from error
 
 
 def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
@@ -148,7 +251,8 @@ def init(
     Args:
         net: the network.
         key: a typed key, `jax.random.key(seed)`.
-        initializer: called as `initializer(key, (n_l, n_{l-1}), dtype)`; one of
+        initializer: called as `initializer(key, (n_l, n_in), dtype)`, with n_in = n_{l-1}, or
+            kernel · channels of a convolution, whose w is that matrix reshaped; one of
             `jax.nn.initializers` with `in_axis=-1, out_axis=-2`. By default LeCun normal (variance
             1/n_{l-1}), and He normal (2/n_{l-1}) where the layer's activation is a rectifier: relu,
             leaky_relu, relu6, elu, celu, silu, gelu, gelu_exact, mish, squareplus.
@@ -180,13 +284,15 @@ def init(
             'jax.config.update("jax_enable_x64", True)'
         )
     layers = []
-    keys = jax.random.split(key, len(net.activations))
-    for (n_in, n_out), f, k in zip(pairwise(net.sizes), net.activations, keys, strict=True):
+    keys = jax.random.split(key, len(net.maps))
+    for linear, shape, f, k in zip(net.maps, net.shapes, net.activations, keys, strict=False):
         normal = he_normal if rectifies(f) else lecun_normal
         draw = initializer or normal(in_axis=-1, out_axis=-2)
-        w = jax.ShapeDtypeStruct((n_out, n_in), dtype)
-        w = fitted("initializer", draw(k, w.shape, dtype), w)
-        layers.append(Layer(w, jnp.zeros(n_out, dtype)))
+        w_shape, b_shape = linear.w_shape(shape), linear.z_shape(shape)[-1:]
+        n = w_shape[0] if len(w_shape) > 1 else 1
+        matrix = jax.ShapeDtypeStruct((n, math.prod(w_shape) // n), dtype)
+        w = fitted("initializer", draw(k, matrix.shape, dtype), matrix)
+        layers.append(Layer(w.reshape(w_shape), jnp.zeros(b_shape, dtype)))
     return tuple(layers)
 
 
@@ -218,13 +324,26 @@ def forward(net: Network, params: Any, x: Any) -> Tape:
     [[6.0], [-6.0]]
     """
     params = as_layers(net, params)
-    a = as_input(net, x, params[0].w.dtype, rank=1)
+    a = as_input(net, x, params[0].w.dtype, lead=0)
     tape = Tape((), (a,))
-    for (w, b), f in zip(params, net.activations, strict=True):
-        z = w @ a + b
-        a = fitted(f"activation {f.name}", f.f(z), z)
+    for (w, b), f, linear, pool in zip(params, net.activations, net.maps, net.pools, strict=True):
+        z = linear.apply(w, a)
+        z = z + jnp.broadcast_to(b, z.shape)
+        if len(tape.z) < len(params) - 1:
+            a = pooled(pool, _activated(f, z))
+        else:
+            a = _activated(f, pooled(pool, z))
         tape = Tape((*tape.z, z), (*tape.a, a))
     return tape
+
+
+def _activated(f: Activation, z: Array) -> Array:
+    return fitted(f"activation {f.name}", f.f(z), z)
+
+
+def pooled(pool: Pool | None, u: Array) -> Array:
+    """P u."""
+    return u if pool is None else pool.apply(u)
 
 
 def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
@@ -240,11 +359,11 @@ def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
     (2, 3, 10)
     """
     params = as_layers(net, params)
-    x = as_input(net, x, params[0].w.dtype, rank=None)
+    x = as_input(net, x, params[0].w.dtype, lead=None)
 
-    def output(x: Float[Array, " n_in"]) -> Float[Array, " n_out"]:
+    def output(x: Float[Array, "*shape"]) -> Float[Array, " n_out"]:
         return forward(net, params, x).a[-1]
 
-    for _ in range(x.ndim - 1):
+    for _ in range(x.ndim - len(net.shapes[0])):
         output = jax.vmap(output)
     return output(x)

@@ -32,12 +32,12 @@ def check_batch(net: Sized, x: Any, t: Any) -> None:
     """
     widest = jnp.result_type(float)  # 1e39 is infinite once it is a float32
     with np.errstate(over="ignore"):
-        rows = as_input(net, x, widest, rank=2)
+        rows = as_input(net, x, widest, lead=1)
         vectors = np.asarray(as_target(net, t, widest, lead=rows.shape[:1]))
     check_rows("x", "finite numbers", np.asarray(x), np.isfinite(rows))
     t = np.asarray(t)
     if t.ndim == 1:
-        n = max(net.sizes[-1], 2)  # one output tells 0 from 1
+        n = max(*net.shapes[-1], 2)  # one output tells 0 from 1
         return check_rows("t", f"labels from 0 to {n - 1}", t, (t >= 0) & (t < n))
     check_rows("t", "finite numbers", t, np.isfinite(vectors))
     if net.cost == binary_cross_entropy:

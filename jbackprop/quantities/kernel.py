@@ -57,8 +57,8 @@ def empirical_ntk(
     """
     check_size("block_size", block_size)
     layers = as_layers(net, params)
-    x = as_input(net, x, layers[0].w.dtype, rank=2)
-    other = x if other is None else as_input(net, other, x.dtype, rank=2)
+    x = as_input(net, x, layers[0].w.dtype, lead=1)
+    other = x if other is None else as_input(net, other, x.dtype, lead=1)
     return _kernel(net, layers, x, other, bool(per_output), int(block_size))
 
 

@@ -125,7 +125,7 @@ def _evaluate(
 
 def _right(net: Network, y: Array, t: Array) -> Array:
     """Whether each example is classified rightly; NaN where nothing is classified."""
-    if net.sizes[-1] == 1:
+    if net.shapes[-1] == (1,):
         if net.cost == binary_cross_entropy:
             return jax.vmap(every_label)(y, t)
         return jnp.full(len(y), jnp.nan)

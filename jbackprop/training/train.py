@@ -167,7 +167,7 @@ def _epoch(
     observe: Callable[[Factors, TrainState, Any], Any] | None,
     batch_size: int,
 ) -> tuple[TrainState, Info]:
-    x = as_input(net, x, None, rank=2)
+    x = as_input(net, x, None, lead=1)
     n, t = len(x), jnp.asarray(t)
     as_target(net, t, as_layers(net, state.params)[0].w.dtype, lead=(n,))  # here as a whole
     order = epoch_order(state, n)
