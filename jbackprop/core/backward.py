@@ -44,7 +44,7 @@ from jbackprop.core.numerics import wide
 from jbackprop.core.operators import places
 from jbackprop.core.rules import Rule, Signal
 
-Deltas = tuple[Float[Array, "*shape"], ...]
+Deltas = tuple[Float[Array, "..."], ...]
 
 
 def _backpropagation(s: Signal) -> Float[Array, " n"]:
@@ -97,7 +97,7 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
     return propagate(net, params, tape, output_delta(net, tape, t, label=label))
 
 
-def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, "*shape"]:
+def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, "..."]:
     """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label; behind a pooling,
     y = f(P(z^L)), P'ᵀ of that."""
     pool, y = net.pools[-1], tape.a[-1]

@@ -38,7 +38,7 @@ class Factors(NamedTuple):
 
     cost: Float[Array, " B"]
     tape: Tape
-    delta: tuple[Float[Array, "B *_"], ...]
+    delta: tuple[Float[Array, "B ..."], ...]
     t: Float[Array, "B n_out"]
     weight: Float[Array, " B"]
     maps: tuple["Used", ...] = ()

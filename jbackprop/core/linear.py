@@ -68,7 +68,7 @@ class Dense:
     (10, 128)
     """
 
-    n: int
+    n: Any
 
     def __post_init__(self) -> None:
         self.__dict__.update(n=as_whole("n", self.n))
@@ -124,11 +124,11 @@ class Conv:
     ((14, 14, 16), (16, 8, 8, 1))
     """
 
-    n: int
-    kernel: int | tuple[int, ...]
-    stride: int | tuple[int, ...] = 1
+    n: Any
+    kernel: Any
+    stride: Any = 1
     padding: Any = 0
-    dilation: int | tuple[int, ...] = 1
+    dilation: Any = 1
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {

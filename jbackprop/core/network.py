@@ -30,7 +30,7 @@ class Layer(NamedTuple):
     """w^l of shape (n_l, n_{l-1}), of a convolution (n_l, *kernel, channels), and b^l of shape
     (n_l,); or a gradient with respect to them."""
 
-    w: Float[Array, "*shape"]
+    w: Float[Array, "..."]
     b: Float[Array, "*batch _"]
 
 
@@ -46,8 +46,8 @@ class Tape(NamedTuple):
             pooling follows.
     """
 
-    z: tuple[Float[Array, "*shape"], ...]
-    a: tuple[Float[Array, "*shape"], ...]
+    z: tuple[Float[Array, "..."], ...]
+    a: tuple[Float[Array, "..."], ...]
 
 
 @dataclass(frozen=True, init=False)
@@ -361,7 +361,7 @@ def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
     params = as_layers(net, params)
     x = as_input(net, x, params[0].w.dtype, lead=None)
 
-    def output(x: Float[Array, "*shape"]) -> Float[Array, " n_out"]:
+    def output(x: Float[Array, "..."]) -> Float[Array, " n_out"]:
         return forward(net, params, x).a[-1]
 
     for _ in range(x.ndim - len(net.shapes[0])):

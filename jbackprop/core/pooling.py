@@ -54,7 +54,7 @@ class MaxPool:
     ([[3.0], [3.0]], [[0.0], [5.0], [0.0], [0.0]])
     """
 
-    size: int | tuple[int, ...]
+    size: Any
     stride: Any = None
     padding: Any = 0
 
