@@ -133,10 +133,28 @@ def quantities_are_those_of_all_gradients(jb, net):
     shrunk = g / (norm + 0.01)[:, None]
     assert_close(rows(jb.example_gradients(jb.normalize(factors))), shrunk)
 
+    limits = jnp.array([0.3, 0.6, 0.9])[: len(factors.delta)]
+    parts = [rows(layer) for layer in jb.example_gradients(factors)]
+    lengths = [jnp.sqrt(jnp.sum(v**2, 1)) for v in parts]
+    shares = [jnp.minimum(1, c / jnp.where(n == 0, 1, n)) for c, n in zip(limits, lengths)]  # noqa: B905
+    clipped = [c[:, None] * v for c, v in zip(shares, parts)]  # noqa: B905
+    by_layer = jb.example_gradients(jb.clip_layers(factors, limits))
+    assert_close([rows(layer) for layer in by_layer], clipped)
+
+    found, by_l = jb.delta_norms(factors), range(len(factors.delta))
+    each = [jnp.sqrt(jnp.sum(d**2, 1)) for d in factors.delta]
+    assert_close(found.mean, jnp.stack([p @ n for n in each]))
+    spread = [jnp.sqrt(p @ (each[l] - found.mean[l]) ** 2) for l in by_l]
+    assert_close(found.deviation, jnp.stack(spread))
+
     groups = jnp.array([0, 1, 0, 1, 1, 0])
     sums = jnp.stack([jnp.where(groups == u, weight, 0) @ g for u in range(2)])
     assert_close(rows(jb.group_gradients(factors, groups, 2), 2), sums)
     assert_close(jb.group_squared_norms(factors, groups, 2), jnp.sum(sums**2, 1))
+    limit = 0.9 * jnp.min(jnp.sqrt(jnp.sum(sums**2, 1)))
+    clipped = limit * sums / jnp.sqrt(jnp.sum(sums**2, 1))[:, None]
+    bounded = jb.group_clip(factors, groups, 2, limit)
+    assert_close(rows(jb.group_gradients(bounded, groups, 2), 2), clipped, 1e-4)
 
     scores = jb.influence(net, params, x, t, x, t, block_size=4)
     plain = rows(jb.example_gradients(jb.backprop(net, params, x, t)))

@@ -93,3 +93,15 @@ def test_signal_to_noise_of_identical_rows_is_infinite_everywhere():
     for weight in (None, jnp.array([1.0, 2, 0, 0.3, 1, 1])):
         found = jb.signal_to_noise(jb.backprop(NETS["softmax"], params, *same, weight=weight))
         assert all(jnp.isinf(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@jax.numpy_dtype_promotion("strict")
+def test_a_curvature_of_small_floats():
+    net = jb.Network((3, 2))
+    params = jb.init(net, jax.random.key(0), dtype=jnp.bfloat16)
+    factors = jb.backprop(net, params, jnp.eye(3), jnp.ones((3, 2)))
+    ours = jb.takeuchi(
+        factors, jax.tree.map(lambda g: 2 * jnp.ones_like(g), jb.mean_gradient(factors))
+    )
+    assert ours.dtype == jnp.float32
+    assert float(ours) == pytest.approx(float(jb.takeuchi(factors)) / 2, rel=1e-2)

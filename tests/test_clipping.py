@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from materialised import CASES, NETS, close
 
 import jbackprop as jb
+from jbackprop.quantities.clipping import rounded_up
 
 NET = NETS["softmax"]
 
@@ -123,6 +124,69 @@ def test_a_group_id_of_a_padded_row_may_be_anything():
     padded[5] = -1
     assert_close(jb.group_gradients(factors, padded, 3), jb.group_gradients(factors, GROUPS, 3), 0)
     assert_close(jb.group_clip(factors, padded, 3, 0.5), jb.group_clip(factors, GROUPS, 3, 0.5), 0)
+
+
+@pytest.mark.parametrize("by", [0.5, 3.0])
+def test_a_group_whose_members_cancel_is_as_long_as_its_sum(by):
+    """Beside one whose members do not, and whatever the weights."""
+    delta = jnp.array([[1.0, 2], [3, -1], [-3, 1.001], [2, 2]])
+    a, zeros = jnp.ones((4, 3)), jnp.zeros((4, 2))
+    tape, weight = jb.Tape((zeros,), (a, zeros)), by * jnp.ones(4)
+    factors = jb.Factors(jnp.zeros(4), tape, (delta,), zeros, weight)
+    groups = [0, 1, 1, 0]
+    sums = by * np.array([[3, 4], [0, 0.001]])
+    expected = 4 * (sums**2).sum(1)
+    np.testing.assert_allclose(jb.group_squared_norms(factors, groups, 2), expected, rtol=1e-3)
+
+
+def test_one_group_out_of_range_spoils_all_where_it_is_traced():
+    factors = materialised.case("softmax", "none").factors
+    found = jax.jit(lambda g: jb.group_squared_norms(factors, g, 2))(jnp.array([0, 1, 0, 2, 1, 0]))
+    assert jnp.isnan(found).all()
+
+
+def test_a_weight_that_is_none_stays_in_its_group():
+    factors = materialised.case("softmax", "none").factors
+    factors = factors._replace(weight=factors.weight.at[1].set(jnp.nan))
+    sums = jb.group_gradients(factors, [0, 1, 0, 0, 0, 0], 2)
+    assert not jnp.isnan(sums[0].b[0]).any()
+    assert jnp.isnan(sums[0].b[1]).all()
+
+
+@pytest.mark.parametrize("spoilt", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("of", ["delta", "a"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_example_that_is_not_finite_somewhere_counts_as_none(spoilt, of, layer):
+    factors = materialised.case("softmax", "none").factors
+    changed = lambda rows: tuple(
+        v.at[2, 0].set(spoilt) if l == layer else v for l, v in enumerate(rows)
+    )
+    if of == "delta":
+        bad = factors._replace(delta=changed(factors.delta))
+    else:
+        bad = factors._replace(tape=factors.tape._replace(a=changed(factors.tape.a)))
+    without = factors._replace(weight=factors.weight.at[2].set(0))
+    assert_close(jb.clipped_sum(0.5, 3)(bad), jb.clipped_sum(0.5, 3)(without))
+
+
+def test_norms_are_rounded_up_by_what_their_rounding_may_hide():
+    """(2 + √n/4 + n/400) ε, of norms of rows of n."""
+    found = rounded_up(jnp.ones(1), 40_000) - 1
+    np.testing.assert_allclose(found, np.finfo(np.float32).eps * (2 + 50 + 100), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_small_floats_are_clipped_in_float32(dtype):
+    params = jb.init(NET, jax.random.key(0), dtype=dtype)
+    factors = jb.backprop(NET, params, jnp.ones((6, 4)), jnp.arange(6) % 3)
+    for bounded in (
+        jb.clip(factors, 0.1), jb.clip_layers(factors, [0.1, 0.1]), jb.normalize(factors),
+        jb.scale(factors, jnp.ones(6) / 3), jb.group_clip(factors, jnp.arange(6), 6, 0.1),
+    ):  # fmt: skip
+        assert all(d.dtype == jnp.float32 for d in bounded.delta)
+        assert jnp.isfinite(jb.squared_norms(bounded)).all()
+    limit = float(jnp.sqrt(jb.squared_norms(jb.clip(factors, 0.1)).max()))
+    assert limit == pytest.approx(0.1, rel=1e-3)
 
 
 def test_training_with_clipping_and_observing_is_one_trace():

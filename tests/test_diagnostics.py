@@ -46,6 +46,44 @@ def test_dead_and_saturated_units():
     assert float(ours.dead[1]) == pytest.approx(1 / 5)
 
 
+def flat_layer(z, df, weight=None):
+    """Of one hidden layer with this z and f'."""
+    net = jb.Network((1, z.shape[1], 1), jb.Activation("own", lambda z: z, df))
+    empty = jnp.zeros((len(z), 1), z.dtype)
+    weight = jnp.ones(len(z)) if weight is None else weight
+    tape = jb.Tape((z, empty), (empty, z, empty))
+    return net, jb.Factors(jnp.zeros(len(z)), tape, (z, empty), empty, weight)
+
+
+def test_a_unit_is_flat_by_the_size_of_its_slope_below_the_threshold():
+    z = jnp.ones((3, 2))
+    for slope, flat in ((-1.0, 0), (0.25, 0), (0.2499, 1), (-0.1, 1)):
+        found = jb.units(*flat_layer(z, lambda z, s=slope: s * z), threshold=0.25)
+        assert [found.dead.tolist(), found.saturated.tolist()] == [[flat], [flat]]
+    small = jnp.ones((3, 2), jnp.bfloat16)  # whose 1e-3 is a little less
+    assert jb.units(*flat_layer(small, lambda z: 1e-3 * z)).dead.tolist() == [1]
+    with jax.enable_x64(True):
+        found = jb.units(*flat_layer(z, lambda z: z, jnp.ones(3, jnp.float32)))
+        assert (found.dead.dtype, found.saturated.dtype) == (jnp.float32, jnp.float32)
+
+
+def test_absent_rows_do_not_hide_how_little_the_others_differ():
+    rows = jnp.array([[3.0, 4.0], [3.0, 4.0], [0.0, 0.0], [3.0, 4.0 + 2**-20]])
+    empty = jnp.zeros((4, 1))
+    tape, weight = jb.Tape((rows,), (empty, rows)), jnp.array([1.0, 1, 0, 2])
+    factors = jb.Factors(jnp.zeros(4), tape, (rows,), rows, weight)
+    expected = 0.8 * 2**-20 * 0.5  # the norms differ by that, half of the weight each
+    np.testing.assert_allclose(jb.delta_norms(factors).deviation, [expected], rtol=1e-5)
+    same = factors._replace(delta=(rows.at[3].set(rows[0]),))
+    assert jb.delta_norms(same).deviation.tolist() == [0]
+
+
+def test_histograms_of_small_floats():
+    params, x, t = problem(NET, dtype=jnp.bfloat16)
+    found = jb.histograms(jb.backprop(NET, params, x, t), [-0.5, 0.5], [0.0])
+    assert (found.a.dtype, found.a.sum(1).tolist()) == (jnp.float32, [36, 30, 18])
+
+
 def test_update_ratio():
     params = (
         jb.Layer(jnp.array([[3.0]]), jnp.array([4.0])),

@@ -83,7 +83,7 @@ def as_edges(name: str, edges: Any, dtype: Any) -> Array:
         raise ValueError(f"{name}: expected a row of increasing numbers, got shape {edges.shape}")
     if is_concrete(edges):
         values = np.asarray(edges).astype(np.dtype(dtype))
-        if not (values[1:] > values[:-1]).all() or np.isnan(values).any():
+        if not (values[1:] > values[:-1]).all() or np.isnan(values[0]):
             raise ValueError(f"{name}: expected increasing numbers, got {values}")
     edges = jnp.asarray(edges, dtype)
     return jnp.where(jnp.all(jnp.diff(edges) > 0), edges, jnp.nan)

@@ -58,7 +58,7 @@ def _spread_of(factors: Factors, norms: Float[Array, "B L"], p: Float[Array, " B
             r, of_r = rows[jnp.argmax(p)], of_rows[jnp.argmax(p)]
             longer = ratio(jnp.sum((rows - r[None]) * (rows + r[None]), axis=1), of_rows + of_r)
             columns.append((longer - p @ longer) * size)
-        return jnp.where((p > 0)[:, None], jnp.stack(columns, axis=-1), 0)
+        return jnp.stack(columns, axis=-1)
 
     present = jnp.where((p > 0)[:, None], away, 0)
     clear = jnp.all(jnp.max(jnp.abs(present), axis=0) >= SEEN**2 * mean)
@@ -134,17 +134,16 @@ def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
 
     def counts(values: Array, edges: Array) -> Array:
         # at the value's own bin, one after the other: a difference of counts would round
-        weight, values = factors.weight, wide(values)
-        bounds = [-jnp.inf, *edges, jnp.inf]
-        inside = [values < bounds[1]]
+        values = wide(values)
+        inside = [values < edges[0]]
         inside += [(values >= low) & (values < high) for low, high in pairwise(edges)]
-        inside += [values >= bounds[-2]]
-        return jnp.stack([jnp.sum(weight @ each.astype(dtype)) for each in inside])
+        inside += [values >= edges[-1]]
+        found = jnp.stack([jnp.sum(factors.weight @ each.astype(dtype)) for each in inside])
+        return jnp.where(jnp.isnan(edges[0]), jnp.nan, found)
 
-    spoilt = [jnp.where(jnp.isnan(edges).any(), jnp.nan, 0) for edges in (a_edges, delta_edges)]
     return Histograms(
-        jnp.stack([counts(a, a_edges) for a in factors.tape.a[1:]]) + spoilt[0],
-        jnp.stack([counts(d, delta_edges) for d in factors.delta]) + spoilt[1],
+        jnp.stack([counts(a, a_edges) for a in factors.tape.a[1:]]),
+        jnp.stack([counts(d, delta_edges) for d in factors.delta]),
     )
 
 

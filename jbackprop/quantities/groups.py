@@ -77,12 +77,12 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
     together = groups[:, None] == groups[None, :]
     rows = jnp.where(together, gram(factors) * (weight[:, None] * weight[None, :]), 0).sum(1)
     norms = weight * example_norms(factors)
-    at = jnp.where(factors.weight == 0, 0, groups)
-    of_group = lambda values: jax.ops.segment_sum(values, at, num_groups)
+    # an absent row may have any id: its norm is 0, and adds nothing wherever it goes
+    of_group = lambda values: jax.ops.segment_sum(values, groups, num_groups)
     low, high = safe_range(norms.dtype)
-    squared, longest = of_group(rows), jax.ops.segment_max(norms, at, num_groups)
+    squared, longest = of_group(rows), jax.ops.segment_max(norms, groups, num_groups)
     small = longest < high**0.5
-    orthogonal = of_group(jnp.square(jnp.where(small[at], norms, 0)))
+    orthogonal = of_group(jnp.square(norms))
     clear = (squared >= SEEN * orthogonal) & (orthogonal >= low) & small
     clear |= of_group((factors.weight != 0).astype(jnp.int32)) == 0
 
@@ -125,4 +125,4 @@ def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) ->
     rounding = float(jnp.finfo(parts.dtype).eps)
     most = rounded_up(norms, int(longest_row(factors) / SEEN**2)) + 2 * rounding * parts
     c = shrink(most, limit)
-    return scale(factors, c[jnp.clip(groups, 0, num_groups - 1)])
+    return scale(factors, c[groups])

@@ -40,7 +40,7 @@ CALLED = {
     "state": ("train",), "step": ("train",), "optimizer": ("optimizers",),
     **dict.fromkeys(
         ("norms", "moments", "spread", "batch_size", "groups", "statistics", "diagnostics"),
-        ("ways", "extremes"),
+        ("statistics", "ways", "extremes"),
     ),
     "clipping": ("extremes",),
 }  # fmt: skip
