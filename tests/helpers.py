@@ -54,13 +54,15 @@ def head_name(head):
 
 def problem(net, batch=6, seed=0, dtype=jnp.float32):
     """Parameters with biases that are not 0, inputs, and a ground truth that suits the cost."""
+    in_shapes = [*zip(net.maps, net.shapes, strict=False)]
+    w_shapes = [linear.w_shape(shape) for linear, shape in in_shapes]
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
     params = tuple(
-        jb.Layer(draw(n_out, n_in) / np.sqrt(n_in).astype(dtype), draw(n_out))
-        for n_in, n_out in zip(net.sizes[:-1], net.sizes[1:], strict=True)
+        jb.Layer(draw(*shape) / np.sqrt(np.prod(shape[1:])).astype(dtype), draw(*z_shape[-1:]))
+        for shape, z_shape in zip(w_shapes, net.z_shapes, strict=True)
     )
-    x, t = draw(batch, net.sizes[0]), draw(batch, net.sizes[-1])
+    x, t = draw(batch, *net.shapes[0]), draw(batch, *net.shapes[-1])
     if net.cost.name in ("cross_entropy", "binary_cross_entropy"):
         t = jax.nn.softmax(t)  # neither 0 nor 1, so that the textbook's logarithms are finite
     return params, x, t

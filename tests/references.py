@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
+from jax import lax
+
+import jbackprop as jb
 
 mp.mp.dps = 60
 
@@ -89,10 +92,57 @@ def exact(name, z):
         return float(f(z)), float((f(z + h) - f(z - h)) / (2 * h))
 
 
+def mapped(linear, w, x):
+    """w x: a matrix, a convolution as XLA has it, or what a map of a test's own says."""
+    if isinstance(linear, jb.Dense):
+        return jnp.dot(w, x.ravel())
+    if not isinstance(linear, jb.Conv):
+        return linear.apply(w, x)
+    rank = x.ndim - 1
+    each = lambda v: (v,) * rank if isinstance(v, int) else v
+    pads = linear.padding
+    pads = (
+        pads if isinstance(pads, str) else [(p, p) if isinstance(p, int) else p for p in each(pads)]
+    )
+    letters = "DHW"[3 - rank :]
+    names = f"N{letters}C", f"O{letters}I", f"N{letters}C"
+    return lax.conv_general_dilated(
+        x[None], w, each(linear.stride), pads, rhs_dilation=each(linear.dilation),
+        dimension_numbers=names,
+    )[0]  # fmt: skip
+
+
+def weighted_input(linear, w, b, x):
+    """w x + b."""
+    z = mapped(linear, w, x)
+    return z + jnp.expand_dims(b, range(z.ndim - 1))
+
+
+def pooled(pool, u):
+    """P u by XLA's windows."""
+    if pool is None:
+        return u
+    rank = u.ndim - 1
+    each = lambda v: (v,) * rank if isinstance(v, int) else v
+    if pool.size is None:
+        return jnp.mean(u, axis=range(rank))
+    window = (*each(pool.size), 1), (*each(pool.stride), 1)
+    if isinstance(pool, jb.MeanPool):
+        total = lax.reduce_window(u, np.zeros((), u.dtype), lax.add, *window, "VALID")
+        return total / float(np.prod(window[0]))
+    pads = pool.padding
+    if not isinstance(pads, str):
+        pads = [(p, p) if isinstance(p, int) else p for p in each(pads)] + [(0, 0)]
+    return lax.reduce_window(u, np.array(-np.inf, u.dtype), lax.max, *window, pads)
+
+
 def cost(net, params, x, t):
     """The textbook's cost of one example, from a forward pass of its own."""
-    for (w, b), f in zip(params, net.activations, strict=True):
-        x = JAX[f.name](jnp.dot(w, x) + b)
+    layers = [*zip(params, net.activations, net.maps, net.pools, strict=True)]
+    for (w, b), f, linear, pool in layers[:-1]:
+        x = pooled(pool, JAX[f.name](weighted_input(linear, w, b, x)))
+    (w, b), f, linear, pool = layers[-1]
+    x = JAX[f.name](pooled(pool, weighted_input(linear, w, b, x)))
     return COSTS[net.cost.name](x, t)
 
 

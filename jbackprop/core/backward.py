@@ -47,7 +47,7 @@ from jbackprop.core.rules import Rule, Signal
 Deltas = tuple[Float[Array, "..."], ...]
 
 
-def _backpropagation(s: Signal) -> Float[Array, " n"]:
+def _backpropagation(s: Signal) -> Float[Array, "..."]:
     return (s.w.T @ s.delta) * s.slope
 
 

@@ -135,7 +135,7 @@ class Activation(_Record):
         """
         return Activation(name, f, Derivative(f))
 
-    def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
+    def slope(self, z: Float[Array, "*n"]) -> Float[Array, "*n"]:
         """f'(z) in the shape and dtype of z, whatever `df` returns: bools, whole numbers, one."""
         try:
             slope = jnp.asarray(self.df(z))

@@ -65,7 +65,7 @@ class Rule:
     init: Callable[..., Any] = none
     update: Callable[..., Any] = keep
 
-    def back(self, signal: Signal) -> Float[Array, " n"]:
+    def back(self, signal: Signal) -> Float[Array, "..."]:
         """δ^l, in the shape and dtype of z^l; an error with the rule's name."""
         try:
             delta = self.delta(signal)
