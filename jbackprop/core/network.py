@@ -7,10 +7,9 @@ Every function here speaks of one example, but for `predict`, which takes any le
 """
 
 import math
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +18,13 @@ from jaxtyping import Array, Float
 
 from jbackprop.core.activations import gives_probabilities, identity, rectifies, softmax, tanh
 from jbackprop.core.arrays import check_key, fitted
+from jbackprop.core.chain import chain_of
 from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
-from jbackprop.core.linear import Dense, Map, Shape
+from jbackprop.core.linear import Dense, Map
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
+from jbackprop.core.windows import Shape
 
 
 class Layer(NamedTuple):
@@ -84,28 +85,6 @@ class Network:
     output: Activation
     cost: Cost
 
-    if TYPE_CHECKING:  # these follow from sizes
-
-        @property
-        def maps(self) -> tuple[Map, ...]:
-            """The linear maps, L of them."""
-            ...
-
-        @property
-        def pools(self) -> tuple[Pool | None, ...]:
-            """What pools behind each of them."""
-            ...
-
-        @property
-        def shapes(self) -> tuple[Shape, ...]:
-            """Of a^0 … a^L."""
-            ...
-
-        @property
-        def z_shapes(self) -> tuple[Shape, ...]:
-            """Of z^1 … z^L."""
-            ...
-
     def __init__(
         self,
         sizes: Any,
@@ -113,22 +92,41 @@ class Network:
         output: Any = identity,
         cost: Any = squared_error,
     ) -> None:
-        sizes, chain = _chain(sizes)
+        sizes, chain = chain_of(sizes)
         if not isinstance(hidden, Activation):
             hidden = _hidden(hidden, len(chain.maps) - 1)
         for name, value, kind in [("output", output, Activation), ("cost", cost, Cost)]:
             if not isinstance(value, kind):
                 raise ValueError(f"{name}: expected one {kind.__name__}, got {value!r}")
         # a frozen dataclass is written once, here
-        self.__dict__.update(sizes=sizes, hidden=hidden, output=output, cost=cost)
-        self.__dict__.update(chain._asdict())  # what follows from sizes, and is no field
+        self.__dict__.update(sizes=sizes, hidden=hidden, output=output, cost=cost, _chain=chain)
         for f in self.activations[:-1]:
             if f.pull is not None:
                 raise ValueError(
                     f"hidden: expected activations that act element by element, got {f.name}, "
                     f"whose Jacobian is not diagonal; {f.name} is an output only"
                 )
-        _check_output(*self.shapes[-1], output, cost)
+        _check_output(self.shapes[-1][0], output, cost)
+
+    @property
+    def maps(self) -> tuple[Map, ...]:
+        """The linear maps, L of them."""
+        return self._chain.maps  # pyright: ignore
+
+    @property
+    def pools(self) -> tuple[Pool | None, ...]:
+        """What pools behind each of them, or None."""
+        return self._chain.pools  # pyright: ignore
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of a^0 … a^L."""
+        return self._chain.shapes  # pyright: ignore
+
+    @property
+    def z_shapes(self) -> tuple[Shape, ...]:
+        """Of z^1 … z^L."""
+        return self._chain.z_shapes  # pyright: ignore
 
     @property
     def flat(self) -> bool:
@@ -157,78 +155,6 @@ def _check_output(n: int, output: Activation, cost: Cost) -> None:
             f"output: expected {fits}, since the cost {cost.name} takes probabilities, "
             f"got {output.name}"
         )
-
-
-class Chain(NamedTuple):
-    """The linear maps (L), what pools behind each (or None), the shapes of a^0 … a^L, z^1 … z^L."""
-
-    maps: tuple[Map, ...]
-    pools: tuple[Pool | None, ...]
-    shapes: tuple[Shape, ...]
-    z_shapes: tuple[Shape, ...]
-
-
-def _chain(sizes: Any) -> tuple[tuple[Any, ...], Chain]:
-    """`sizes` with every int as one, and what they are as maps and poolings with their shapes."""
-    entries = tuple(sizes) if isinstance(sizes, Iterable) else (sizes, None)
-    entries = tuple(_entry(entry, sizes, first=i == 0) for i, entry in enumerate(entries))
-    if len(entries) < 2:
-        raise ValueError(f"sizes: expected at least two sizes, each at least 1, got {sizes!r}")
-    shape = (entries[0],) if isinstance(entries[0], int) else entries[0]
-    maps, pools, shapes, z_shapes = [], [], [shape], []
-    for i, entry in enumerate(entries[1:], start=1):
-        if _is_pool(entry):
-            if i == 1 or _is_pool(entries[i - 1]):
-                raise ValueError(
-                    f"sizes: expected a pooling behind a map, one at most, got {entry} as entry {i}"
-                )
-            pools[-1], shapes[-1] = entry, _fitting(i, entry.out_shape, shapes[-1])
-        else:
-            linear = Dense(entry) if isinstance(entry, int) else entry
-            maps.append(linear)
-            pools.append(None)
-            z_shapes.append(_fitting(i, linear.z_shape, shapes[-1]))
-            shapes.append(z_shapes[-1])
-    if len(shapes[-1]) != 1:
-        raise ValueError(
-            "sizes: expected an output of shape (n,), by a number at the end or MeanPool(), "
-            f"got {shapes[-1]} from {entries[-1]}"
-        )
-    return entries, Chain(tuple(maps), tuple(pools), tuple(shapes), tuple(z_shapes))
-
-
-def _entry(entry: Any, sizes: Any, *, first: bool) -> Any:
-    """An int, the input's shape, a map or a pooling."""
-    if first and isinstance(entry, tuple | list):
-        shape = tuple(_entry(n, sizes, first=False) for n in entry)
-        if shape and all(isinstance(n, int) for n in shape):
-            return shape[0] if len(shape) == 1 else shape
-    if isinstance(entry, Dense):
-        return entry.n
-    if not first and isinstance(entry, Map | Pool):
-        return entry
-    try:
-        n = operator.index(entry)
-    except TypeError:
-        raise ValueError(
-            "sizes: expected whole numbers (n_0, …, n_L), or an input's shape first and maps and "
-            f"poolings behind it, got {sizes!r}"
-        ) from None
-    if n < 1:
-        raise ValueError(f"sizes: expected at least two sizes, each at least 1, got {sizes!r}")
-    return n
-
-
-def _is_pool(entry: Any) -> bool:
-    return isinstance(entry, Pool) and not isinstance(entry, Map)
-
-
-def _fitting(i: int, shape_of: Any, in_shape: Shape) -> Shape:
-    """The shape that comes out of an entry; an error that tells which it is."""
-    try:
-        return shape_of(in_shape)
-    except ValueError as error:
-        raise ValueError(f"sizes: entry {i}: {error}") from error
 
 
 def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:

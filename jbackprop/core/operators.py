@@ -31,7 +31,8 @@ class Operator:
     @classmethod
     def tree_unflatten(cls, at: "Place", leaves: Any) -> "Operator":
         """Other weights at that place."""
-        return cls(*leaves, at)
+        (w,) = leaves
+        return cls(w, at)
 
     @property
     def T(self) -> "Transposed":

@@ -135,7 +135,7 @@ class MeanPool:
         g = self._windows(u.shape)
         if self.size is None:
             return jnp.mean(wide(u), axis=range(u.ndim - 1)).astype(u.dtype)
-        total = sum(wide(entry) for entry in g.seen(u))
+        total: Any = sum(wide(entry) for entry in g.seen(u))
         return (total / math.prod(g.size)).astype(u.dtype)
 
     def transpose(self, u: Array, e: Array) -> Array:
