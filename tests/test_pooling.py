@@ -110,7 +110,7 @@ def test_what_is_no_number_is_seen_on_both_ways():
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_mean_of_small_floats_is_taken_in_float32(dtype):
     u = jnp.full((100, 100, 1), 60.0, dtype)
-    for pool in (MeanPool(), MeanPool(50)):
+    for pool in (MeanPool(), MeanPool(20)):
         assert (pool.apply(u) == 60).all()
         assert pool.apply(u).dtype == pool.transpose(u, pool.apply(u)).dtype == dtype
     assert MaxPool(2).apply(u).dtype == MaxPool(2).transpose(u, u[::2, ::2]).dtype == dtype

@@ -1,4 +1,4 @@
-"""What stands in `sizes`: linear maps, poolings between them, and the shape of what comes to each."""
+"""What stands in `sizes`: linear maps, poolings between them, and the shapes that come to each."""
 
 import operator
 from collections.abc import Iterable

@@ -72,19 +72,30 @@ class MaxPool:
 
     def apply(self, u: Array) -> Array:
         """The maximum of every window."""
-        g = self._windows(u.shape)
-        return _largest([*g.seen(g.padded(u, -jnp.inf))])
+        for stage in self._windows(u.shape).by_dimension():
+            u = _largest([*stage.seen(stage.padded(u, -jnp.inf))])
+        return u
 
     def transpose(self, u: Array, e: Array) -> Array:
         """e_p at the first maximum of window p, 0 elsewhere; added up where windows overlap."""
-        g = self._windows(u.shape)
-        entries = [*g.seen(g.padded(u, -jnp.inf))]
-        largest, free, shares = _largest(entries), jnp.ones(e.shape, bool), []
-        for entry in entries:
-            wins = free & ~(entry < largest)  # NaN wins too, so that it is seen in δ
-            shares.append(jnp.where(wins, e, 0))
-            free &= ~wins
-        return g.back(shares)
+        stages, pooled = self._windows(u.shape).by_dimension(), []
+        for stage in stages:
+            pooled.append([*stage.seen(stage.padded(u, -jnp.inf))])
+            u = _largest(pooled[-1])
+        # the first of the rows that hold the maximum, and in it the first entry
+        for stage, entries in zip(reversed(stages), reversed(pooled), strict=True):
+            e = stage.back(_to_the_first(entries, e))
+        return e
+
+
+def _to_the_first(entries: list[Array], e: Array) -> list[Array]:
+    """e for the first of the entries that is as large as the largest, 0 for the others."""
+    largest, free, shares = _largest(entries), jnp.ones(e.shape, bool), []
+    for entry in entries:
+        wins = free & ~(entry < largest)  # NaN wins too, so that it is seen in δ
+        shares.append(jnp.where(wins, e, 0))
+        free &= ~wins
+    return shares
 
 
 def _largest(entries: list[Array]) -> Array:
@@ -135,7 +146,9 @@ class MeanPool:
         g = self._windows(u.shape)
         if self.size is None:
             return jnp.mean(wide(u), axis=range(u.ndim - 1)).astype(u.dtype)
-        total: Any = sum(wide(entry) for entry in g.seen(u))
+        total = wide(u)
+        for stage in g.by_dimension():
+            total = sum(stage.seen(total), jnp.zeros((), total.dtype))
         return (total / math.prod(g.size)).astype(u.dtype)
 
     def transpose(self, u: Array, e: Array) -> Array:
@@ -144,4 +157,6 @@ class MeanPool:
         share = e / math.prod(g.size)
         if self.size is None:
             return jnp.broadcast_to(share, u.shape)
-        return g.back([share] * math.prod(g.size))
+        for stage in reversed(g.by_dimension()):
+            share = stage.back([share] * math.prod(stage.size))
+        return share

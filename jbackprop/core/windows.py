@@ -43,6 +43,20 @@ class Windows(NamedTuple):
         """(out - 1) · stride + 1, from the first window's place to the last one's."""
         return tuple((m - 1) * s + 1 for m, s in zip(self.out, self.stride, strict=True))
 
+    def by_dimension(self) -> list["Windows"]:
+        """The same one dimension after the other, from the last: what is pooled along one is the
+        input along the next. A window of 8 × 8 has 16 entries so, and not 64."""
+        stages = []
+        for d in reversed(range(len(self.size))):
+            of = lambda values, rest, d=d: (*rest[:d], values[d], *rest[d + 1 :])
+            ones, zeros = (1,) * len(self.size), (0,) * len(self.size)
+            before = (*self.positions[: d + 1], *self.out[d + 1 :])
+            after = (*self.positions[:d], *self.out[d:])
+            alone = [of(v, ones) for v in (self.size, self.stride, self.dilation)]
+            sides = [of(v, zeros) for v in (self.reach, self.low, self.high)]
+            stages.append(Windows(before, after, *alone, *sides))
+        return stages
+
     def padded(self, a: Array, value: float = 0) -> Array:
         """The input with its padding."""
         pads = [*zip(self.low, self.high, strict=True), (0, 0)]
