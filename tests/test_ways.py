@@ -139,6 +139,21 @@ def test_the_longer_way_gives_the_same_of_an_ordinary_batch(monkeypatch):
         battery.quantities_are_those_of_all_gradients(jb, jb.Network((3, 4, 3)))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_longer_way_takes_small_floats_as_float32(dtype, monkeypatch):
+    taking(monkeypatch, lambda fine, plain, careful: careful())
+    cast = lambda rows, dtype: tuple(v.astype(dtype) for v in rows)
+    factors, found = ORDINARY, []
+    for each in (dtype, jnp.float32):
+        tape = factors.tape._replace(a=cast(factors.tape.a, each))
+        factors = factors._replace(delta=cast(factors.delta, each), tape=tape)
+        with jax.disable_jit():
+            found.append([jax.tree.leaves(function(factors)) for function in OF_MANY.values()])
+    for small, large in zip(*map(jax.tree.leaves, found), strict=True):
+        scale = float(jnp.abs(large).max())
+        np.testing.assert_allclose(small, large, rtol=0, atol=3e-2 * scale)
+
+
 RNG = np.random.default_rng(0)
 SHAPES = [(64, 5), (64, 4)], [(64, 3), (64, 5)]
 ORDINARY = of_rows(*([RNG.normal(size=shape) for shape in layer] for layer in SHAPES))

@@ -165,7 +165,9 @@ def mean_gradient(factors: Factors) -> Params:
 
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
-    return jax.vmap(gradients)(factors.tape, factors.delta)
+    cast = lambda delta, a: a.astype(delta.dtype)  # a clipped δ is wider than its a
+    a = [cast(*pair) for pair in rank_one(factors)]
+    return jax.vmap(gradients)(factors.tape._replace(a=(*a, factors.tape.a[-1])), factors.delta)
 
 
 def value_and_grad(
