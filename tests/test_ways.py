@@ -196,8 +196,13 @@ def changed(layer, row, by):
     "name", [n for n in FUNCTIONS if n not in ("norm_of_layers", "delta_norms")]
 )
 @pytest.mark.parametrize("layer", [0, 1])
-def test_one_row_of_one_layer_out_of_range_takes_the_longer_way(name, layer, taken):
-    assert not all(taken(OF_MANY[name], changed(layer, 7, 1e25)))
+@pytest.mark.parametrize("absent", [False, True])
+def test_one_row_of_one_layer_out_of_range_takes_the_longer_way(name, layer, absent, taken):
+    """Also where another row is absent."""
+    factors = changed(layer, 7, 1e25)
+    if absent:
+        factors = factors._replace(weight=factors.weight.at[3].set(0))
+    assert not all(taken(OF_MANY[name], factors))
 
 
 @pytest.mark.parametrize("name", ["variance", "noise_scale", "delta_norms"])
@@ -207,7 +212,9 @@ def test_one_layer_without_a_spread_takes_the_longer_way(name, layer, taken):
     for rows in (deltas, activations):
         rows[layer] = jnp.broadcast_to(rows[layer][:1], rows[layer].shape)
     tape = ORDINARY.tape._replace(a=tuple(activations))
-    assert not all(taken(OF_MANY[name], ORDINARY._replace(delta=tuple(deltas), tape=tape)))
+    alike = ORDINARY._replace(delta=tuple(deltas), tape=tape)
+    for weight in (alike.weight, alike.weight.at[3].set(0)):
+        assert not all(taken(OF_MANY[name], alike._replace(weight=weight)))
 
 
 def test_one_entry_without_a_spread_takes_the_longer_way_for_all(taken):

@@ -165,9 +165,12 @@ def mean_gradient(factors: Factors) -> Params:
 
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
-    cast = lambda delta, a: a.astype(delta.dtype)  # a clipped δ is wider than its a
-    a = [cast(*pair) for pair in rank_one(factors)]
-    return jax.vmap(gradients)(factors.tape._replace(a=(*a, factors.tape.a[-1])), factors.delta)
+    def example(tape: Tape, deltas: Any) -> Params:
+        # a clipped δ is of a wider dtype than its a
+        a = [a.astype(delta.dtype) for a, delta in zip(tape.a[:-1], deltas, strict=True)]
+        return gradients(tape._replace(a=(*a, tape.a[-1])), deltas)
+
+    return jax.vmap(example)(factors.tape, factors.delta)
 
 
 def value_and_grad(
