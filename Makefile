@@ -22,7 +22,9 @@ seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
 # Programs that were compiled once are kept: by the other worker, the next run, the wheel's tests.
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
-# Without the compiler's optimisations the tests take half the time. On the newest Python they run with them, as users do.
+# Without the compiler's optimisations the tests take half the time. On the newest Python they run
+# with them and without the checks of every annotation, as users do.
+AS_USERS := -o addopts="--doctest-modules --doctest-glob=README.md --strict-markers"
 QUICK = $(COMPILED) XLA_FLAGS="$$($(RUN) tools/quick_compiler.py)"
 
 # A file's tests stay with one worker, which compiles what they share once.
@@ -38,7 +40,7 @@ test-newest: ## the same tests on the newest Python and JAX of this machine
 
 test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
-	$(COMPILED) $(RUN) -m pytest $(SHARED) --deselect $(TOY)
+	$(COMPILED) $(RUN) -m pytest $(AS_USERS) $(SHARED) --deselect $(TOY)
 
 test-wheel: $(STAMP) ## build the wheel, and test it from another directory
 	rm -rf dist .venv-wheel

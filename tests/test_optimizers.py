@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from helpers import assert_close, problem
 from optax import contrib
 
 import jbackprop as jb
+from jbackprop.training.optimizer import check_optimizer, updates_of
 
 Extra: Any = optax.GradientTransformationExtraArgs
 Labels: Any = jb.Layer  # a label for each leaf
@@ -244,6 +246,39 @@ def test_what_an_optimizer_refuses_it_is_not_given(refused, deep):
     state = jb.init_state(NET, optimizer, jax.random.key(0), params=PARAMS)
     state, _ = jb.train_step(NET, optimizer, state, X, T)
     assert int(state.step) == 1
+
+
+def test_the_next_state_keeps_what_it_is_made_of():
+    """Dtypes, keys and what is no array, where the structure stays; another is let through."""
+    state = {"m": jnp.zeros(2, jnp.bfloat16), "n": 1, "key": jax.random.key(3), "none": None}
+    following = {"m": jnp.ones(2), "n": 2, "key": jax.random.key(4), "none": None}
+    grads = (jb.Layer(jnp.ones((1, 2)), jnp.ones(1)),)
+    to = lambda after: Extra(lambda p: state, lambda u, s, p=None, **_: (u, after))
+    updates, kept = updates_of(to(following), grads, state, grads, {"value": 1.0})
+    assert updates is grads
+    assert (kept["m"].dtype, kept["m"].tolist()) == (jnp.bfloat16, [1, 1])
+    assert (kept["n"], kept["key"], type(kept["n"])) == (2, jax.random.key(4), int)
+    _, grown = updates_of(to((following, 0)), grads, state, grads, {})
+    assert grown == (following, 0)
+
+
+def test_updates_of_another_shape_are_told_with_both():
+    grads, params = ((jnp.ones((1, 2)), jnp.ones(1)),), ((jnp.ones((2, 1)), jnp.ones(1)),)
+    passing = Extra(lambda p: (), lambda u, s, p=None, **_: (u, s))
+    said = r"shapes \[\(2, 1\), \(1,\)\], got \[\(1, 2\), \(1,\)\] from the optimizer$"
+    with pytest.raises(ValueError, match=said):
+        updates_of(passing, grads, (), params, {})
+
+
+@pytest.mark.parametrize("missing", ["init", "update"])
+def test_an_optimizer_has_both_functions(missing):
+    half = SimpleNamespace(**dict.fromkeys({"init", "update"} - {missing}, print))
+    said = "^optimizer: expected an optax transformation, got SimpleNamespace$"
+    with pytest.raises(ValueError, match=said):
+        check_optimizer(half)
+    with pytest.raises(ValueError, match=said):
+        unbound.init_state(NET, optimizer=half, key=jax.random.key(0))
+    check_optimizer(optax.sgd(0.1))
 
 
 def test_an_error_of_the_optimizer_s_own_comes_through():

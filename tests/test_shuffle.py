@@ -222,6 +222,8 @@ def test_the_epoch_takes_its_order_from_the_state():
     [
         ((KEY, jnp.arange(3), 0), "n: expected a whole number of at least 1, got 0"),
         ((KEY, jnp.arange(3), 2**31), "n: expected at most"),
+        ((KEY, 3, 10), r"positions: expected shape \(m,\), got \(\)"),
+        ((KEY, [[3]], 10), r"positions: expected shape \(m,\), got \(1, 1\)"),
         ((jnp.zeros(2, jnp.uint32), jnp.arange(3), 3), "key: expected a typed key"),
         ((KEY, jnp.arange(4), 3), "positions: expected numbers from 0 to 2, got 3"),
         ((KEY, jnp.array([0, -1]), 3), "positions: expected numbers from 0 to 2, got -1"),
@@ -230,6 +232,12 @@ def test_the_epoch_takes_its_order_from_the_state():
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         jb.shuffled(*arguments)
+
+
+def test_as_many_examples_as_int32_can_count():
+    n = 2**31 - 1
+    (found,) = jb.shuffled(KEY, [n - 1], n).tolist()
+    assert 0 <= found < n
 
 
 def test_a_traced_position_out_of_range_is_no_plausible_number():

@@ -139,6 +139,21 @@ def test_the_longer_way_gives_the_same_of_an_ordinary_batch(monkeypatch):
         battery.quantities_are_those_of_all_gradients(jb, jb.Network((3, 4, 3)))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_longer_way_takes_small_floats_as_float32(dtype, monkeypatch):
+    taking(monkeypatch, lambda fine, plain, careful: careful())
+    cast = lambda rows, dtype: tuple(v.astype(dtype) for v in rows)
+    factors, found = ORDINARY, []
+    for each in (dtype, jnp.float32):
+        tape = factors.tape._replace(a=cast(factors.tape.a, each))
+        factors = factors._replace(delta=cast(factors.delta, each), tape=tape)
+        with jax.disable_jit():
+            found.append([jax.tree.leaves(function(factors)) for function in OF_MANY.values()])
+    for small, large in zip(*map(jax.tree.leaves, found), strict=True):
+        scale = float(jnp.abs(large).max())
+        np.testing.assert_allclose(small, large, rtol=0, atol=3e-2 * scale)
+
+
 RNG = np.random.default_rng(0)
 SHAPES = [(64, 5), (64, 4)], [(64, 3), (64, 5)]
 ORDINARY = of_rows(*([RNG.normal(size=shape) for shape in layer] for layer in SHAPES))
@@ -181,8 +196,13 @@ def changed(layer, row, by):
     "name", [n for n in FUNCTIONS if n not in ("norm_of_layers", "delta_norms")]
 )
 @pytest.mark.parametrize("layer", [0, 1])
-def test_one_row_of_one_layer_out_of_range_takes_the_longer_way(name, layer, taken):
-    assert not all(taken(OF_MANY[name], changed(layer, 7, 1e25)))
+@pytest.mark.parametrize("absent", [False, True])
+def test_one_row_of_one_layer_out_of_range_takes_the_longer_way(name, layer, absent, taken):
+    """Also where another row is absent."""
+    factors = changed(layer, 7, 1e25)
+    if absent:
+        factors = factors._replace(weight=factors.weight.at[3].set(0))
+    assert not all(taken(OF_MANY[name], factors))
 
 
 @pytest.mark.parametrize("name", ["variance", "noise_scale", "delta_norms"])
@@ -192,7 +212,9 @@ def test_one_layer_without_a_spread_takes_the_longer_way(name, layer, taken):
     for rows in (deltas, activations):
         rows[layer] = jnp.broadcast_to(rows[layer][:1], rows[layer].shape)
     tape = ORDINARY.tape._replace(a=tuple(activations))
-    assert not all(taken(OF_MANY[name], ORDINARY._replace(delta=tuple(deltas), tape=tape)))
+    alike = ORDINARY._replace(delta=tuple(deltas), tape=tape)
+    for weight in (alike.weight, alike.weight.at[3].set(0)):
+        assert not all(taken(OF_MANY[name], alike._replace(weight=weight)))
 
 
 def test_one_entry_without_a_spread_takes_the_longer_way_for_all(taken):

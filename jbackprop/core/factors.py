@@ -197,7 +197,13 @@ def mean_gradient(factors: Factors) -> Params:
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
     maps = [used.map for used in factors.maps]
-    return jax.vmap(lambda tape, deltas: gradients(tape, deltas, maps))(factors.tape, factors.delta)
+
+    def example(tape: Tape, deltas: Any) -> Params:
+        # a clipped δ is of a wider dtype than its a
+        a = [a.astype(delta.dtype) for a, delta in zip(tape.a[:-1], deltas, strict=True)]
+        return gradients(tape._replace(a=(*a, tape.a[-1])), deltas, maps)
+
+    return jax.vmap(example)(factors.tape, factors.delta)
 
 
 def value_and_grad(

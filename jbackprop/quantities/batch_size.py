@@ -83,7 +83,8 @@ def split_tests_of(factors: Factors, found: Noise) -> tuple[Scalar, Scalar]:
 
 @jax.jit
 def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
-    """⟨g_i - ḡ, ḡ⟩ / ‖ḡ‖²: how far every example goes along the mean, less 1; 0 where ḡ is 0.
+    """⟨g_i - ḡ, ḡ⟩ / ‖ḡ‖²: how far every example goes along the mean, less 1; 0 where ḡ is 0. (Of
+    an absent row it is any number, and counts for none.)
 
     By whichever takes less arithmetic: the products of all pairs, or ḡ itself."""
     p = found.share.p
@@ -107,7 +108,7 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
     clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & jnp.all(small)
     return unless(
         clear & fine | jnp.all(factors.weight == 0),
-        lambda: jnp.where(factors.weight == 0, 0, away),
+        lambda: away,
         lambda: _careful_along_mean(factors, p),
     )
 
@@ -128,7 +129,7 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
         parts = p @ (norms_of_rows(delta.away) * rows) + norms_of_rows(delta.mean) * (p @ away)
         product = quotient(delta.unit * jnp.where(parts < size, by_parts, plain), length)
         found += product - p @ product
-    return jnp.where(p == 0, 0, found)
+    return found
 
 
 def signal_to_noise(factors: Factors) -> Params:

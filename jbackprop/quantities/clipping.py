@@ -190,10 +190,10 @@ def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
 
     The gradient of DP-SGD before its noise: the divisor is the *expected* size of a sample, which
     does not depend on who is in it, so that one example moves the result by at most
-    max_norm / divisor (with weights of 0 and 1). An example whose gradient is no finite number
-    cannot be bounded, and counts as 0: a sum of NaN would tell that it is there. (Parameters that
-    are NaN remain so, and their cost with them.) `gaussian_noise` adds the noise. Abadi et al.,
-    2016, arXiv:1607.00133, algorithm 1.
+    max_norm / divisor (with weights of 0 and 1). An example whose gradient is no finite number, or
+    whose δ or a is longer than any, cannot be bounded, and counts as 0: a sum of NaN would tell
+    that it is there. (Parameters that are NaN remain so, and their cost with them.)
+    `gaussian_noise` adds the noise. Abadi et al., 2016, arXiv:1607.00133, algorithm 1.
 
     The same function for the same numbers, so that it compiles once. Raises as `clip`, and
     `ValueError` where the divisor is not a finite number above 0.

@@ -47,10 +47,11 @@ def _bases(n: int) -> tuple[int, int]:
 
 
 def _hash(x: UInt32[Array, " m"], below: Any) -> UInt32[Array, " m"]:
-    """32 bits mixed (the finalizer of MurmurHash3, Appleby 2011), then scaled to 0 … below-1."""
+    """32 bits mixed, and the upper 16 scaled to 0 … below-1.
+
+    The finalizer of MurmurHash3 (Appleby 2011) but for its last line, which leaves those alone."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-    x = x ^ (x >> 16)
     return ((x >> 16) * jnp.uint32(below)) >> 16  # below ≤ 2^16, so that the product fits
 
 
