@@ -165,6 +165,7 @@ def mean_gradient(factors: Factors) -> Params:
 
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
+
     def example(tape: Tape, deltas: Any) -> Params:
         # a clipped δ is of a wider dtype than its a
         a = [a.astype(delta.dtype) for a, delta in zip(tape.a[:-1], deltas, strict=True)]
