@@ -78,10 +78,12 @@ class Asked(NamedTuple):
     Attributes:
         tests: that run its line, in this order, until one fails.
         seconds: after which no other is asked.
+        at_import: whether its line runs at import alone, even where a function is called there.
     """
 
     tests: list[str]
     seconds: float
+    at_import: bool
 
 
 def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
@@ -95,10 +97,11 @@ def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
     for fault in faults:
         lines, (first, last) = covered.get(fault.path, {}), fault.lines
         tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
+        at_import = not tests
         tests = tests or {test for tests in lines.values() for test in tests} or {*took}
         order = _in_order(Path(fault.path).stem, tests, of_file[fault.path], took)
         first = [killers[fault.name]] if fault.name in killers else []
-        found[fault.name] = Asked([*dict.fromkeys(first + order)], seconds)
+        found[fault.name] = Asked([*dict.fromkeys(first + order)], seconds, at_import)
     return found
 
 
