@@ -155,7 +155,7 @@ def make(chosen: Sequence[str] = ()) -> None:
     written = [*python, "coverage", "json", "--show-contexts", "-q", "-o", str(report)]
     subprocess.run(written, cwd=ROOT, env=data, check=True)
     seconds = json.loads((BUILD / "seconds.json").read_text())
-    mapped = {test.split("::")[0] for test in seconds}
+    mapped = {*seconds}
     known = json.loads(MAP.read_text()) if chosen else {"covered": {}, "seconds": {}}
     covered: dict[str, dict[str, list[str]]] = {}
     for path, file in json.loads(report.read_text())["files"].items():
@@ -164,9 +164,9 @@ def make(chosen: Sequence[str] = ()) -> None:
         covered[name] = {
             line: sorted(
                 {context.split("|")[0] for context in file["contexts"].get(line, []) if context}
-                | {test for test in before.get(line, []) if test.split("::")[0] not in mapped}
+                | {test for test in before.get(line, []) if test not in mapped}
             )
             for line in before.keys() | file["contexts"].keys()
         }
-    others = {t: s for t, s in known["seconds"].items() if t.split("::")[0] not in mapped}
+    others = {t: s for t, s in known["seconds"].items() if t not in mapped}
     MAP.write_text(json.dumps({"covered": covered, "seconds": others | seconds}))
