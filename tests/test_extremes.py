@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import jbackprop as jb
+from jbackprop.quantities.spread import spread
 
 SIZES = (4, 5, 3)
 B = 6
@@ -55,6 +56,7 @@ BATCHES = {
     "the mean dwarfs the spread": made(shift=(0, 0, 2e4, 2e4)),
     "both means dwarf": made(0.01, 0.01, 1, 1, shift=(3, 3, 2e4, 2e4)),
     "equal rows": made(base=EQUAL),
+    "equal rows and an absent one": made(base=EQUAL, weight=[0, 1, 2, 1, 1, 1]),
     "equal tiny rows": made(1, 1, 1e-25, 1e-25, base=EQUAL),
     "equal gradients, opposite factors": made(SIGNS, 1, SIGNS, 1, base=EQUAL),
     "rows cancel": made(1, 1, SIGNS * (1 + 1e-4 * np.arange(B)[:, None]), 0.0, base=EQUAL),
@@ -162,6 +164,10 @@ QUANTITIES = {
     "second_moment": (lambda f: flat(jb.second_moment(f)), lambda c: c.p @ c.g**2),
     "variance": (lambda f: flat(jb.variance(f)), lambda c: c.p @ c.away**2),
     "trace": (lambda f: jb.noise_scale(f).trace, lambda c: c.traces.sum()),
+    "traces by layer": (lambda f: spread(f).traces, lambda c: c.traces),
+    "norms of the mean by layer": (
+        lambda f: spread(f).norms_of_mean,
+        lambda c: np.stack([np.linalg.norm(c.mean[layer]) for layer in c.layers])),
     "squared_gradient": (
         lambda f: jb.noise_scale(f).squared_gradient,
         lambda c: c.mean @ c.mean - c.kappa * c.traces.sum()),

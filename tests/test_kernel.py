@@ -74,3 +74,22 @@ def test_bad_input_is_named(call, message):
     params, x, _ = problem(NET)
     with pytest.raises(ValueError, match=f"^{message}"):
         call(params, jnp.asarray(x))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (3, 5)])
+def test_batches_of_another_shape_are_named(shape):
+    net = jb.Network((4, 5, 3))
+    params, x, _ = problem(net)
+    for batches in ((jnp.ones(shape),), (x, jnp.ones(shape))):
+        with pytest.raises(ValueError, match=r"^x: expected shape \(B, 4\)"):
+            jb.empirical_ntk(net, params, *batches)
+
+
+def test_float32_stays_float32_where_float64_is_the_default():
+    net = jb.Network((4, 5, 3), output=jb.softmax)
+    params, x, _ = problem(net)
+    expected = jb.empirical_ntk(net, params, x)
+    with jax.enable_x64(True):
+        found = jb.empirical_ntk(net, params, x)
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

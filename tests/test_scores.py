@@ -19,6 +19,15 @@ def test_grand_and_el2n():
     close(jb.el2n(case.factors), np.linalg.norm(error, axis=1) * (case.w > 0))
 
 
+@pytest.mark.parametrize("of", ["float16", "bfloat16"])
+def test_the_error_of_small_floats_is_measured_in_float32(of):
+    case = Case(NET)
+    small = jax.tree.map(lambda p: p.astype(of), case.params)
+    found = jb.el2n(jb.backprop(NET, small, case.x, case.t))
+    assert found.dtype == jnp.float32
+    close(found, jb.el2n(case.factors), 2e-2)
+
+
 @pytest.mark.parametrize("block_size", [1, 3, 4, 6, 100])
 def test_influence(block_size):
     case, test = Case(NET), Case(NET, batch=4, seed=9)

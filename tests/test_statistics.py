@@ -180,3 +180,9 @@ def test_under_another_rule_and_with_own_activation_and_cost():
     close(jb.gram(factors), g @ g.T)
     close(Case.flat(jax.tree.leaves(jb.mean_gradient(jb.clip(factors, 0.5))), 1)[0],
           (g * np.minimum(1, 0.5 / np.linalg.norm(g, axis=1))[:, None]).mean(0))  # fmt: skip
+
+
+def test_products_across_networks_of_other_sizes_are_refused():
+    one, other = (materialised.case(name, "none").factors for name in ("softmax", "deep"))
+    with pytest.raises(ValueError, match=r"^other: expected factors of a network with sizes"):
+        jb.gram(one, other)

@@ -12,6 +12,7 @@ import pytest
 from helpers import assert_close, problem
 
 import jbackprop as jb
+from jbackprop.training.step import border
 
 KEY = jax.random.key(0)
 NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
@@ -240,6 +241,22 @@ def test_every_draw_has_a_key_of_its_own():
             info.observed,
             jax.vmap(lambda k: jax.random.normal(jax.random.split(k, 1)[0], (5,)))(own),
         )
+
+
+def test_nothing_is_masked_without_weights():
+    state = jb.init_state(NET, SGD, KEY)
+    _, x, t = problem(NET)
+    assert border(NET, state, x, t, None)[3] is None
+    assert border(NET, state, x, t, [1] * len(x))[3].tolist() == [1] * len(x)
+
+
+def test_a_state_has_no_weak_types():
+    """Which would change at the first step, and compile it twice."""
+    own = optax.GradientTransformation(lambda p: (jnp.asarray(0.1), 2), lambda u, s, p: (u, s))
+    state = jb.init_state(NET, own, KEY)
+    assert jnp.asarray(0.1).weak_type
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert [leaf.dtype for leaf in jax.tree.leaves(state.opt_state)] == [jnp.float32, jnp.int32]
 
 
 def test_a_rule_keeps_and_updates_feedback():

@@ -205,6 +205,13 @@ def test_one_row_of_one_layer_out_of_range_takes_the_longer_way(name, layer, abs
     assert not all(taken(OF_MANY[name], factors))
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_one_of_two_batches_out_of_range_takes_the_longer_way(which, taken):
+    batches = [ORDINARY, changed(0, 7, 1e25)]
+    assert not all(taken(lambda f: jb.gram(f, batches[1 - which]), batches[which]))
+    assert all(taken(lambda f: jb.gram(f, ORDINARY), ORDINARY))
+
+
 @pytest.mark.parametrize("name", ["variance", "noise_scale", "delta_norms"])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_one_layer_without_a_spread_takes_the_longer_way(name, layer, taken):

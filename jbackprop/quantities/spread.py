@@ -144,7 +144,7 @@ def _careful_spread(
 
 
 class Centred(NamedTuple):
-    """Rows v_i / unit, their weighted mean, and how far each is away from it."""
+    """Rows v_i / unit, their weighted mean, and how far each is away from it, absent ones too."""
 
     rows: Float[Array, "B n"]
     mean: Float[Array, " n"]
@@ -161,7 +161,7 @@ def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Cent
         # by deviations from one row: the mean of equal rows is that row, to the bit
         pivot = rows[jnp.argmax(p)]
         mean = pivot + p @ (rows - pivot[None])
-        return Centred(rows, mean, jnp.where((p > 0)[:, None], rows - mean[None], 0), unit)
+        return Centred(rows, mean, rows - mean[None], unit)
 
     return [(about_mean(delta), about_mean(a)) for delta, a in rank_one(factors)]
 

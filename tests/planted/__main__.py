@@ -12,6 +12,7 @@ Files or names of faults may be chosen: `all --only core/heads.py`.
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -70,20 +71,23 @@ def in_its_own_process(fault: Fault, asked: Asked, folder: Path, into: Path) -> 
     names = folder / "tests.txt"
     tests = asked.tests[:ALONE]
     names.write_text("\n".join(tests))
-    command, output = [*PYTEST, "-x", f"@{names}"], (folder / "output.txt").open("w")
+    command, said = [*PYTEST, "-x", f"@{names}"], folder / "output.txt"
     try:
-        run = subprocess.run(
-            command, cwd=folder, stdout=output, stderr=output, timeout=LIMIT, check=False
-        )
+        with said.open("w") as output:
+            run = subprocess.run(
+                command, cwd=folder, stdout=output, stderr=output, timeout=LIMIT, check=False
+            )
         verdict = "killed" if run.returncode else "survived"
     except subprocess.TimeoutExpired:
         verdict = "out of time"
     shutil.copy(PACKAGE / fault.path, path)
     if verdict == "killed":  # by the fault, and not by a test that is not there
         found = [*PYTEST, "--collect-only", f"@{names}"]
-        subprocess.run(found, cwd=folder, stdout=output, stderr=output, check=True)
+        subprocess.run(found, cwd=folder, stdout=subprocess.DEVNULL, check=True)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+::.*?)(?: - |$)", said.read_text("utf-8"), re.M)
+    by = failed[0] if verdict == "killed" and failed and failed[0] in tests else None
     took = time.monotonic() - begin
-    verdicts.ended(into, fault, verdict, None, len(tests), len(asked.tests), took)
+    verdicts.ended(into, fault, verdict, by, len(tests), len(asked.tests), took)
 
 
 def ask(faults: list[Fault], seconds: float) -> None:

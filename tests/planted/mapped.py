@@ -78,10 +78,12 @@ class Asked(NamedTuple):
     Attributes:
         tests: that run its line, in this order, until one fails.
         seconds: after which no other is asked.
+        at_import: whether its line runs at import alone, even where a function is called there.
     """
 
     tests: list[str]
     seconds: float
+    at_import: bool
 
 
 def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
@@ -95,10 +97,11 @@ def plan(faults: list[Fault], seconds: float) -> dict[str, Asked]:
     for fault in faults:
         lines, (first, last) = covered.get(fault.path, {}), fault.lines
         tests = {test for i in range(first, last + 1) for test in lines.get(str(i), [])}
+        at_import = not tests
         tests = tests or {test for tests in lines.values() for test in tests} or {*took}
         order = _in_order(Path(fault.path).stem, tests, of_file[fault.path], took)
         first = [killers[fault.name]] if fault.name in killers else []
-        found[fault.name] = Asked([*dict.fromkeys(first + order)], seconds)
+        found[fault.name] = Asked([*dict.fromkeys(first + order)], seconds, at_import)
     return found
 
 
@@ -152,7 +155,7 @@ def make(chosen: Sequence[str] = ()) -> None:
     written = [*python, "coverage", "json", "--show-contexts", "-q", "-o", str(report)]
     subprocess.run(written, cwd=ROOT, env=data, check=True)
     seconds = json.loads((BUILD / "seconds.json").read_text())
-    mapped = {test.split("::")[0] for test in seconds}
+    mapped = {*seconds}
     known = json.loads(MAP.read_text()) if chosen else {"covered": {}, "seconds": {}}
     covered: dict[str, dict[str, list[str]]] = {}
     for path, file in json.loads(report.read_text())["files"].items():
@@ -161,9 +164,9 @@ def make(chosen: Sequence[str] = ()) -> None:
         covered[name] = {
             line: sorted(
                 {context.split("|")[0] for context in file["contexts"].get(line, []) if context}
-                | {test for test in before.get(line, []) if test.split("::")[0] not in mapped}
+                | {test for test in before.get(line, []) if test not in mapped}
             )
             for line in before.keys() | file["contexts"].keys()
         }
-    others = {t: s for t, s in known["seconds"].items() if t.split("::")[0] not in mapped}
+    others = {t: s for t, s in known["seconds"].items() if t not in mapped}
     MAP.write_text(json.dumps({"covered": covered, "seconds": others | seconds}))

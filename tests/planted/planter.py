@@ -12,7 +12,7 @@ import inspect
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -119,7 +119,7 @@ class Planter:
         items = {item.nodeid: item for item in session.items}
         faults = {fault.name: fault for fault in all_faults(mapped.PACKAGE)}
         killers: dict[str, list[str]] = {}  # of each file: likely to find its next fault too
-        for name, (tests, seconds) in self.plan.items():
+        for name, (tests, seconds, at_import) in self.plan.items():
             fault, begin = faults[name], time.monotonic()
             known = killers.setdefault(fault.path, [])
             tests = [test for test in tests if test in items]  # one may have gone since the map
@@ -128,7 +128,7 @@ class Planter:
             ]
             verdicts.begun(self.into, fault)
             faulthandler.dump_traceback_later(30 + 2 * seconds, exit=True)
-            with planted(fault) as here:
+            with nullcontext(False) if at_import else planted(fault) as here:
                 by, asked = self.first_to_fail(order, items, seconds) if here else (None, 0)
             if by and not self.passes(by, items):
                 raise RuntimeError(f"{by} fails without a fault too, and so finds none")
