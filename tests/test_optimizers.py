@@ -152,8 +152,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_takes_steps_in_an_epoch_and_alone(name):
-    """Parameters move and stay finite in an epoch, and a step gives the state that it takes."""
+def test_it_takes_steps_in_an_epoch(name):
+    """Parameters move and stay finite, and the state keeps its structure, shapes and dtypes."""
     optimizer = CASES[name]()
     state = jb.init_state(NET, optimizer, jax.random.key(0), params=PARAMS)
     end, seen = jb.train_epoch(NET, optimizer, state, X, T, batch_size=4)
@@ -162,9 +162,7 @@ def test_it_takes_steps_in_an_epoch_and_alone(name):
     assert all(jnp.isfinite(after).all() for after, _ in ends)
     assert any((after != before).any() for after, before in ends)
     assert jnp.isfinite(seen.cost).all()
-    # traced only: the compiler has seen its program in the epoch
-    alone, _ = jax.eval_shape(lambda s: jb.train_step(NET, optimizer, s, X, T), state)
-    shapes = [jax.tree.map(lambda v: (v.shape, v.dtype), each) for each in (alone, end)]
+    shapes = [jax.tree.map(lambda v: (v.shape, v.dtype), each) for each in (state, end)]
     assert shapes[0] == shapes[1]
 
 
