@@ -12,8 +12,6 @@ import mpmath as mp
 import numpy as np
 from jax import lax
 
-import jbackprop as jb
-
 mp.mp.dps = 60
 
 
@@ -94,9 +92,10 @@ def exact(name, z):
 
 def mapped(linear, w, x):
     """w x: a matrix, a convolution as XLA has it, or what a map of a test's own says."""
-    if isinstance(linear, jb.Dense):
+    kind = type(linear).__name__  # a faulty copy of the package has classes of its own
+    if kind == "Dense":
         return jnp.dot(w, x.ravel())
-    if not isinstance(linear, jb.Conv):
+    if kind != "Conv":
         return linear.apply(w, x)
     rank = x.ndim - 1
     each = lambda v: (v,) * rank if isinstance(v, int) else v
@@ -127,7 +126,7 @@ def pooled(pool, u):
     if pool.size is None:
         return jnp.mean(u, axis=range(rank))
     window = (*each(pool.size), 1), (*each(pool.stride), 1)
-    if isinstance(pool, jb.MeanPool):
+    if type(pool).__name__ == "MeanPool":
         total = lax.reduce_window(u, np.zeros((), u.dtype), lax.add, *window, "VALID")
         return total / float(np.prod(window[0]))
     pads = pool.padding

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import battery
 import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
@@ -23,7 +24,7 @@ MUTANTS = {
     "f' dropped": ("backward", "(s.w.T @ s.delta) * s.slope", "s.w.T @ s.delta"),
     "w not transposed": ("backward", "(s.w.T @ s.delta)", "(s.w @ s.delta)"),
     "f for f'": ("backward", "f.slope(z), k", "f.f(z), k"),
-    "w^l for w^{l+1}": ("backward", "zip(layers[1:], fs", "zip(layers[:-1], fs"),
+    "w^l for w^{l+1}": ("backward", "zip(layers[1:], places", "zip(layers[:-1], places"),
     "f' of the layer above": ("backward", "net.activations[:-1], t", "net.activations[1:], t"),
     "z^{l+1} for z^l": ("backward", "tape.z[:-1], tape", "tape.z[1:], tape"),
     "δ^L for δ^{l+1}": ("backward", "b, deltas[0], delta_L", "b, delta_L, delta_L"),
@@ -33,7 +34,7 @@ MUTANTS = {
     # the outer products and their sums
     "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
-    "a^l for a^{l-1} in a batch": ("factors", "factors.tape.a[:-1]", "factors.tape.a[1:]"),
+    "a^l for a^{l-1} in a batch": ("factors", "[*zip(factors.delta, factors.tape.a[:-1]", "[*zip(factors.delta, factors.tape.a[1:]"),
     "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g * share).astype(dtype)", "g.astype(dtype)"),
     "mean of B, not of weights": (
@@ -41,8 +42,8 @@ MUTANTS = {
     "∂C/∂b forgotten": ("factors", "jnp.sum(scaled, axis=0)", "0 * jnp.sum(scaled, axis=0)"),
     "weights not in the gradient": ("factors", "c[:, None] * wide", "c[:1, None] * wide"),
     # the forward pass
-    "b forgotten": ("network", "z = w @ a + b", "z = w @ a + 0 * b"),
-    "every layer reads x": ("network", "z = w @ a + b", "z = w @ tape.a[0] + b"),
+    "b forgotten": ("network", "jnp.broadcast_to(b, z.shape)", "jnp.zeros_like(z)"),
+    "every layer reads x": ("network", "linear.apply(w, a)", "linear.apply(w, tape.a[0])"),
     # the output
     "δ^L without ∇_y C": ("heads", "product(slope, output.slope(z)) if", "output.slope(z) if"),
     "δ^L without f'": ("heads", "product(slope, output.slope(z)) if", "slope if"),
@@ -78,6 +79,24 @@ MUTANTS = {
     "groups mixed": ("groups", "together = groups[:, None] == groups[None, :]", "together = True"),
     "not centred": ("batch_size", "1, squared_mean)) - 1", "1, squared_mean))"),
     "parameters for the test gradient": ("scores", "*rows), direction)", "*rows), layers)"),
+    # convolution and pooling
+    "kernel not flipped": (
+        "linear", "jnp.flip(jnp.moveaxis(w, 0, -2), range(len(g.size)))", "jnp.moveaxis(w, 0, -2)"),
+    "padding swapped": (
+        "linear", "pads = [*zip(g.low, g.high, strict=True)]", "pads = [*zip(g.high, g.low)]"),
+    "the sum starts a row late": (
+        "linear", "for lo, hi in zip(g.low, high, strict=True)]\n        unseen",
+        "for lo, hi in zip(g.high, high, strict=True)]\n        unseen"),
+    "∂C/∂b of one position": (
+        "linear", "* wide(delta), range(delta.ndim - 1))",
+        "* wide(delta) / delta[0, ..., 0].size, range(delta.ndim - 1))"),
+    "ties shared": ("pooling", "wins = free & ~(entry < largest)", "wins = ~(entry < largest)"),
+    "a maximum's error to the first": (
+        "operators", "at.pool.transpose(at.u, e)", "at.pool.transpose(0 * at.u, e)"),
+    "another maximum": ("operators", "is None else f.f(z)", "is None else -z"),
+    "windows without their stride": (
+        "windows", "yield padded[tuple(slice(i, i + n, s) for i, n, s in spans)]",
+        "yield jnp.roll(padded, 1, 0)[tuple(slice(i, i + n, s) for i, n, s in spans)]"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
@@ -112,6 +131,15 @@ def _battery(jb):
     battery.an_epoch_is_its_steps(jb, optax.sgd(0.01))
 
 
+def _convolution(jb):
+    """An even kernel padded on one side, a maximum of many ties, a mean, a dense map at the end."""
+    sizes = ((6, 5, 1), jb.Conv(3, 2, padding="SAME"), jb.MaxPool(2), jb.Conv(2, 2), 3)
+    net = jb.Network(sizes, (jb.relu, jb.tanh), jb.softmax, jb.cross_entropy)
+    battery.gradient_is_that_of_autodiff(jb, net)
+    back = jb.MaxPool(2).transpose(jnp.zeros((2, 2, 1)), jnp.ones((1, 1, 1)))
+    assert back.ravel().tolist() == [1, 0, 0, 0], "of equal ones the first counts"
+
+
 def _quantities(jb):
     net = jb.Network((3, 4, 3))  # whose gradients differ much, so that no spread cancels
     battery.quantities_are_those_of_all_gradients(jb, net)
@@ -128,9 +156,10 @@ def _quiet():
 
 @pytest.mark.usefixtures("_quiet")
 def test_the_package_itself_survives(monkeypatch, tmp_path):
-    text = "z = w @ a + b"
+    text = "z = linear.apply(w, a)"
     same = _mutant(monkeypatch, tmp_path, "mutant_none", "network", text, text)
     _battery(same)
+    _convolution(same)
     _quantities(same)
 
 
@@ -139,6 +168,8 @@ def test_the_package_itself_survives(monkeypatch, tmp_path):
 def test_the_battery_kills(fault, monkeypatch, tmp_path):
     name = f"mutant_{list(MUTANTS).index(fault)}"
     mutant = _mutant(monkeypatch, tmp_path, name, *MUTANTS[fault])
-    above = (PACKAGE / "quantities" / f"{MUTANTS[fault][0]}.py").exists()
+    file = MUTANTS[fault][0]
+    above = (PACKAGE / "quantities" / f"{file}.py").exists()
+    by_maps = file in ("linear", "operators", "pooling", "windows")
     with pytest.raises(AssertionError):
-        (_quantities if above else _battery)(mutant)
+        (_quantities if above else _convolution if by_maps else _battery)(mutant)
