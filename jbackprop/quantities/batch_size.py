@@ -98,14 +98,12 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
         mean = mean_gradient(factors)
         products = plain_inner_products(factors, mean)
         squared_mean = jnp.sum(squared_norm(mean))
-    low, high = safe_range(p.dtype)
-    norms = found.lengths.product
-    small = norms < high**0.5
-    s = jnp.sum(p @ jnp.square(jnp.where(small, norms, 0)))
+    low, _ = safe_range(p.dtype)
+    s = jnp.sum(p @ jnp.square(found.lengths.product))
     away = quotient(products, jnp.where(squared_mean == 0, 1, squared_mean)) - 1
     # what rounding leaves of ⟨g_i, ḡ⟩ is ε ‖g_i‖ ‖ḡ‖, and of ‖ḡ‖² by pairs, ε s
     clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**4
-    clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low) & jnp.all(small)
+    clear &= (squared_mean >= s * SEEN**3) & (squared_mean >= low)
     return unless(
         clear & fine | jnp.all(factors.weight == 0),
         lambda: away,

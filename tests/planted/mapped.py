@@ -40,7 +40,7 @@ CALLED = {
     "state": ("train",), "step": ("train",), "optimizer": ("optimizers",),
     **dict.fromkeys(
         ("norms", "moments", "spread", "batch_size", "groups", "statistics", "diagnostics"),
-        ("statistics", "ways", "extremes"),
+        ("ways", "extremes", "statistics"),
     ),
     "clipping": ("extremes",),
 }  # fmt: skip
@@ -123,8 +123,8 @@ def _dedication(lines: dict[str, list[str]]) -> Counter[str]:
 def _in_order(
     name: str, tests: set[str], dedication: Counter[str], took: dict[str, float]
 ) -> list[str]:
-    """First those of a file's own name, the quickest first; then all cases of the test functions
-    most dedicated to it, for the seconds that they take; of the others one case each, and the rest.
+    """First those of a file's own, the quickest first; then all cases of the test functions most
+    dedicated to it, for the seconds that they take; of the others one case each, and the rest.
 
     Cases of one function stand together: they share what they compile."""
     cases: dict[str, list[str]] = {}
@@ -132,7 +132,7 @@ def _in_order(
     for test in quick:
         cases.setdefault(_function(test), []).append(test)
     worth = lambda f: dedication[f] / (0.1 + sum(took.get(test, 0.0) for test in cases[f]))
-    files = [f"/test_{each}.py" for each in (name, *CALLED.get(name, ()))]
+    files = [f"/test_{each}.py" for each in (*CALLED.get(name, ()), name)]
     quickest = sorted(cases, key=lambda f: took.get(cases[f][0], 0.0))
     own = [test for file in files for f in quickest if file in f for test in sorted(cases[f])]
     most = [test for f in sorted(cases, key=worth, reverse=True)[:8] for test in cases[f]]
