@@ -111,7 +111,7 @@ def ask(faults: list[Fault], seconds: float) -> None:
 
 
 def report(faults: list[Fault]) -> None:
-    """Counts by file, and every survivor."""
+    """Counts by file of what was asked and is not equivalent, and every survivor."""
     found, excused = verdicts.read(BUILD, faults), verdicts.equivalent()
     counts = {fault.path: Counter[str]() for fault in faults}
     for fault in faults:
@@ -125,15 +125,17 @@ def report(faults: list[Fault]) -> None:
             print(f"  {fault.shown[0]}\n  {fault.shown[1]}")
     counts["in all"] = sum(counts.values(), Counter())
     for path, count in counts.items():
-        share = 100 * count["killed"] / max(1, count.total() - count["not asked"])
+        faults_indeed = count.total() - count["not asked"] - count["equivalent"]
+        share = 100 * count["killed"] / max(1, faults_indeed)
         others = ", ".join(f"{n} {verdict}" for verdict, n in count.items() if verdict != "killed")
-        print(f"{path:28} {count['killed']:4} of {count.total():4} killed {share:5.1f} %  {others}")
+        killed = f"{count['killed']:4} of {faults_indeed:4} killed {share:5.1f} %"
+        print(f"{path:28} {killed}  {others}")
 
 
 def sample() -> None:
     """The faults of the sample, by the tests that are known to find them: all must be found."""
     killers, names = verdicts.killers(), SAMPLE.read_text("utf-8").splitlines()
-    plan = {name: Asked([killers[name]], 120.0) for name in names}
+    plan = {name: Asked([killers[name]], 120.0, False) for name in names}
     folder = BUILD / "sample"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
