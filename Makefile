@@ -13,6 +13,9 @@ digits: $(STAMP) ## learn handwritten digits, and draw what happened (runs/digit
 private: $(STAMP) ## learn them privately, and draw what privacy costs (runs/private/)
 	$(RUN) -m experiments.private
 
+convolution: $(STAMP) ## learn them by a convolutional network, and draw δ on its way back (runs/convolution/)
+	$(RUN) -m experiments.convolution
+
 panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
 	$(RUN) -m experiments.panel
 
@@ -83,7 +86,8 @@ picture: $(STAMP) ## draw the README's pictures anew
 	$(RUN) -m experiments.digits --out build/picture
 	$(RUN) -m experiments.private --out build/picture
 	$(RUN) -m experiments.panel --out build/picture
-	cp build/picture/*/{hardest,deltas,privacy,panel}.png docs/
+	$(RUN) -m experiments.convolution --out build/picture
+	cp build/picture/*/{hardest,deltas,privacy,panel,flow}.png docs/
 
 lint: $(STAMP) ## ruff: rules and format
 	$(RUN) -m ruff check .
@@ -112,4 +116,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private panel seeds benchmark against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
+.PHONY: help digits private convolution panel seeds benchmark against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean

@@ -9,11 +9,13 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 
 from jbackprop.plots import plot_panel
 
 INK, SOFT = "#1f2933", "#9aa5b1"
 BLUE, ORANGE = "#2b6cb0", "#dd6b20"
+DIVERGING = LinearSegmentedColormap.from_list("diverging", [BLUE, "white", ORANGE])
 mpl.rcParams |= {
     "figure.dpi": 130,
     "font.size": 10,
@@ -128,6 +130,44 @@ def privacy(path: Path, curves: dict[float, list[dict[str, Any]]], delta: float)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.1)
     axes.grid()
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def kernels(path: Path, w: np.ndarray) -> None:
+    """The kernels of the first layer, (n, k, k): blue is below 0, orange above."""
+    columns = 8
+    rows = -(-len(w) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=(9, 1.1 * rows + 0.6), layout="constrained", squeeze=False
+    )
+    most = np.abs(w).max()
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, kernel in zip(grid.flat, w, strict=False):
+        axes.imshow(kernel, cmap=DIVERGING, vmin=-most, vmax=most)
+    figure.suptitle("The kernels w$^1$ that were learned", x=0.01, ha="left", fontsize=11)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def flow(path: Path, images: np.ndarray, sizes: Sequence[np.ndarray]) -> None:
+    """A digit a column: the image below, and above it how large δ^l is at every position."""
+    count, rows = len(images), [*reversed(sizes), images]
+    names = [f"‖δ$^{{{l}}}$‖" for l in range(len(sizes), 0, -1)] + ["x"]
+    figure, grid = plt.subplots(
+        len(rows), count, figsize=(9, 1.2 * len(rows) + 0.5), layout="constrained", squeeze=False
+    )
+    for line, name, row in zip(grid, names, rows, strict=True):
+        for axes, image in zip(line, row, strict=True):
+            axes.imshow(image, cmap="gray_r" if name == "x" else "magma_r")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
+    figure.suptitle(
+        "The error on its way back, from above: where each digit's δ is large, by layer",
+        x=0.01, ha="left", fontsize=11,
+    )  # fmt: skip
     figure.savefig(path)
     plt.close(figure)
 
