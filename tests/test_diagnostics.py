@@ -78,6 +78,20 @@ def test_absent_rows_do_not_hide_how_little_the_others_differ():
     assert jb.delta_norms(same).deviation.tolist() == [0]
 
 
+@pytest.mark.parametrize("size", [2.0**-83, 2.0**83])
+def test_a_norm_that_is_the_mean_does_not_hide_the_others(size):
+    rows = size * jnp.array([[1.0], [2.0], [3.0]])
+    empty = jnp.zeros((3, 1))
+    factors = jb.Factors(jnp.zeros(3), jb.Tape((rows,), (empty, rows)), (rows,), rows, jnp.ones(3))
+    np.testing.assert_allclose(
+        np.float64(jb.delta_norms(factors).deviation), [np.sqrt(2 / 3) * size], rtol=1e-5
+    )
+    level = factors._replace(delta=(size * (1 + rows / size * 2**-18),))
+    np.testing.assert_allclose(
+        np.float64(jb.delta_norms(level).deviation), [np.sqrt(2 / 3) * 2**-18 * size], rtol=1e-3
+    )
+
+
 def test_histograms_of_small_floats():
     params, x, t = problem(NET, dtype=jnp.bfloat16)
     found = jb.histograms(jb.backprop(NET, params, x, t), [-0.5, 0.5], [0.0])

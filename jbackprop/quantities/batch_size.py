@@ -162,4 +162,4 @@ def takeuchi(factors: Factors, curvature: Any = None) -> Scalar:
     parts = zip(
         moments, jax.tree.leaves(as_direction(factors, curvature, name="curvature")), strict=True
     )
-    return sum(jnp.sum(ratio(m, h.astype(m.dtype))) for m, h in parts)  # pyright: ignore
+    return sum(jnp.sum(ratio(m, h)) for m, h in parts)  # pyright: ignore
