@@ -85,8 +85,9 @@ class Activation(_Record):
 
     Attributes:
         name: what tables, figures and errors call it.
-        f: z of shape (n,) to a of shape (n,).
-        df: z of shape (n,) to f'(z) of shape (n,), or to a constant.
+        f: z of shape (n,) to a of shape (n,), element by element: behind a convolution z has the
+            shape (*positions, n).
+        df: z to f'(z) of the same shape, or to a constant.
         pull: (z, e) to Jᵀ e, of shape (n,) all of them, with J = ∂a/∂z: for an output whose
             outputs depend on all of z, such as a softmax with a temperature. Then `df` is not used
             by a pass, and may be None.

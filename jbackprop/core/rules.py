@@ -16,14 +16,18 @@ class Signal(NamedTuple):
     """All that reaches hidden layer l on the way back, of ONE example.
 
     Attributes:
-        w: w^{l+1}, (n_{l+1}, n_l).
-        feedback: what the rule keeps for this layer, or None.
+        w: w^{l+1}, (n_{l+1}, n_l): what `.T @` can be asked of. Where a convolution or a pooling
+            stands between, an `Operator` for which that holds too.
+        feedback: what the rule keeps for this layer, or None. An array that is shaped as w^{l+1}, or
+            (n_L, *shape of z^l), is made such an operator there as well.
         delta: δ^{l+1}, (n_{l+1},).
         output_delta: δ^L, (n_L,).
         t: the ground truth, (n_L,), or None.
         a: a^l, (n_l,).
         slope: f'(z^l), (n_l,).
         key: this example's and layer's own key, or None.
+
+    Of a convolution z^l and δ^l have the shape (*positions, n_l).
 
     A rule that reads a field that is None raises `ValueError` with the rule's and the field's name.
     """
