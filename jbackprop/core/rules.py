@@ -18,7 +18,7 @@ class Signal(NamedTuple):
     Attributes:
         w: w^{l+1}, (n_{l+1}, n_l): what `.T @` can be asked of. Where a convolution or a pooling
             stands between, an `Operator` for which that holds too.
-        feedback: what the rule keeps for this layer, or None. An array that is shaped as w^{l+1}, or
+        feedback: what the rule keeps for this layer, or None. An array shaped as w^{l+1}, or
             (n_L, *shape of z^l), is made such an operator there as well.
         delta: δ^{l+1}, (n_{l+1},).
         output_delta: δ^L, (n_L,).
