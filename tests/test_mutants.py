@@ -35,7 +35,8 @@ MUTANTS = {
     "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
     "a^l for a^{l-1} in a batch": (
-        "factors", "*zip(factors.delta, factors.tape.a[:-1]", "*zip(factors.delta, factors.tape.a[1:]"),
+        "factors", "*zip(factors.delta, factors.tape.a[:-1]",
+        "*zip(factors.delta, factors.tape.a[1:]"),
     "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g * share).astype(dtype)", "g.astype(dtype)"),
     "mean of B, not of weights": (
