@@ -175,6 +175,17 @@ def test_norms_are_rounded_up_by_what_their_rounding_may_hide():
     np.testing.assert_allclose(found, np.finfo(np.float32).eps * (2 + 500 + 10_000), rtol=1e-4)
 
 
+def test_a_group_is_clipped_to_less_by_what_its_rounding_may_hide():
+    """As norms of rows that are 256 times as long, and 2 ε of what its members add up to."""
+    delta, a, zeros = jnp.ones((2, 1)), jnp.zeros((2, 4000)), jnp.zeros((2, 1))
+    tape = jb.Tape((zeros,), (a, zeros))
+    factors = jb.Factors(jnp.zeros(2), tape, (delta,), zeros, jnp.ones(2))
+    found = jb.group_clip(factors, [0, 1], 2, 0.5).delta[0]
+    n = 256 * 4000
+    margin = float(np.finfo(np.float32).eps) * (2 + n**0.5 / 4 + n / 400 + 2)
+    np.testing.assert_allclose(found, 0.5 / (1 + margin), rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_small_floats_are_clipped_in_float32(dtype):
     params = jb.init(NET, jax.random.key(0), dtype=dtype)

@@ -92,6 +92,7 @@ def test_a_norm_that_is_the_mean_does_not_hide_the_others(size):
     )
 
 
+@jax.numpy_dtype_promotion("strict")
 def test_histograms_of_small_floats():
     params, x, t = problem(NET, dtype=jnp.bfloat16)
     found = jb.histograms(jb.backprop(NET, params, x, t), [-0.5, 0.5], [0.0])
