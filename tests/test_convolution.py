@@ -1,6 +1,7 @@
 """Convolutional networks: the battery of the dense ones, rules, a user's own maps, training."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import battery
@@ -219,6 +220,8 @@ def test_small_floats_keep_their_dtype_and_are_near(dtype):
 
 
 IMAGE = (8, 8, 2)
+FUNCTIONS = ("z_shape", "w_shape", "apply", "transpose", "weighted_sum")
+NO_HASH = SimpleNamespace(**dict.fromkeys(FUNCTIONS, print))
 BAD: dict[str, Any] = {
     "a kernel larger than the input": (
         (IMAGE, Conv(3, 9), 2), r"sizes: entry 1: Conv\(.*\): expected .* got \(8, 8\)"),
@@ -230,6 +233,8 @@ BAD: dict[str, Any] = {
     "a pooling of a vector": ((IMAGE, 5, MaxPool(2), 2), "sizes: entry 2: MaxPool"),
     "a window that is too large": ((IMAGE, Conv(3, 3), MaxPool(7), 2), "sizes: entry 2: MaxPool"),
     "an output of images": ((IMAGE, Conv(3, 3)), r"sizes: .* shape \(n,\).* got \(6, 6, 3\)"),
+    "a class": ((IMAGE, Conv(3, 3), MeanPool), r"sizes: expected MeanPool\(…\), got the class"),
+    "what cannot be hashed": ((5, NO_HASH, 2), "sizes: expected entries that can be hashed"),
     "a word": ((IMAGE, "conv", 2), "sizes: expected whole numbers .* maps and poolings"),
     "a shape of nothing": (((), 2), "sizes: expected whole numbers"),
     "a shape with 0": (((8, 0), 2), "sizes: expected at least two sizes, each at least 1"),
@@ -254,10 +259,112 @@ def test_arguments_that_do_not_fit_are_named():
         (lambda: jb.forward(net, params, x), r"x: expected one example of shape \(6, 6, 2\)"),
         (lambda: jb.predict(net, [params[1], *params[1:]], x), r"params: expected w\^1 of shape"),
         (lambda: jb.gradients(jb.forward(net, params, x[0]), (t[0],) * 3, net.maps), "deltas: "),
-        (lambda: jb.squared_norms(jb.backprop(net, params, x, t)), "factors: expected those"),
+        (lambda: jb.gradients(jb.forward(net, params, x[0]), jb.backward(
+            net, params, jb.forward(net, params, x[0]), t[0])), "maps: expected net.maps"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=f"^{said}"):
             call()
+
+
+QUANTITIES = [
+    jb.squared_norms, jb.layer_squared_norms, jb.second_moment, jb.variance, jb.gram, jb.grand,
+    jb.noise_scale, jb.norm_test, jb.inner_product_test, jb.signal_to_noise, jb.takeuchi,
+    jb.kronecker_factors, jb.delta_norms, jb.normalize, jb.clipped_mean(1.0),
+    jb.clipped_sum(1.0, 3), lambda f: jb.clip(f, 1.0),
+    lambda f: jb.clip_layers(f, [1.0] * len(f.delta)),
+    lambda f: jb.inner_products(f, jb.mean_gradient(f)), lambda f: jb.histograms(f, [0.0], [0.0]),
+    lambda f: jb.group_gradients(f, [0] * len(f.t), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["2-D", "1-D", "an image to a dense map", "circulant", "banded"])
+def test_what_is_not_there_yet_says_so(name):
+    """And gives no number that looks like one: also of as many examples as there are positions."""
+    net = NETS[name]
+    params, x, t = problem(net, batch=9)
+    factors = jb.backprop(net, params, x, t)
+    for quantity in QUANTITIES:
+        with pytest.raises(ValueError, match=r"^factors: expected those of a dense network of vec"):
+            quantity(factors)
+    with pytest.raises(ValueError, match=r"^factors: expected those of a dense network"):
+        jb.units(net, factors)
+    with pytest.raises(ValueError, match=r"^factors: expected those of a dense network"):
+        jb.influence(net, params, x, t, x, t)
+    with pytest.raises(ValueError, match=r"^net: expected a dense network"):
+        jb.empirical_ntk(net, params, x)
+
+
+def test_every_example_is_scaled_by_its_own_number(net):
+    params, x, t = problem(net)
+    c = jnp.array([0.0, 2, -1, 3, 0.5, 1])
+    ours = jb.example_gradients(jb.scale(jb.backprop(net, params, x, t), c))
+    plain = jb.example_gradients(jb.backprop(net, params, x, t))
+    by = lambda g: jnp.expand_dims(c, range(1, g.ndim)) * g
+    assert_close(ours, jax.tree.map(by, plain))
+
+
+def test_of_equal_maxima_the_first_counts_for_autodiff_too():
+    net = jb.Network(((3, 1), Conv(1, 2), MaxPool(2), 1), jb.tanh)
+    params = [(jnp.ones((1, 2, 1)), jnp.zeros(1)), (jnp.ones((1, 1)), jnp.zeros(1))]
+    x, t = jnp.array([[[0.3], [0.0], [0.3]]]), jnp.ones((1, 1))
+    theirs = jax.grad(jb.mean_cost, argnums=1)(net, params, x, t)
+    assert_close(jb.value_and_grad(net, params, x, t)[1], theirs)
+    assert theirs[0][0].ravel()[1] == 0
+
+
+@pytest.mark.parametrize("map_", [
+    Conv(1, 1, stride=10, padding=((2, 0),)), Conv(2, 2, stride=20, padding=6),
+    Conv(2, 2, padding=4),
+], ids=str)  # fmt: skip
+def test_windows_of_padding_alone(map_):
+    net = jb.Network(((3, 1), map_, 2), jb.tanh)
+    battery.gradient_is_that_of_autodiff(jb, net)
+
+
+def test_direct_feedback_where_a_pooling_is_last():
+    net = jb.Network(((6, 2), Conv(3, 2), Conv(2, 1), MeanPool()), jb.tanh)
+    params, x, t = problem(net)
+    rule = jb.Rule("direct", lambda s: (s.feedback.T @ s.output_delta) * s.slope)
+    matrix = jax.random.normal(jax.random.key(0), (2, *net.z_shapes[0]))
+    factors = jb.backprop(net, params, x, t, rule=rule, feedback=(matrix,))
+    error = factors.tape.a[-1] - t
+    back = jnp.tensordot(error, matrix, 1)
+    assert_close(factors.delta[0], back * jb.tanh.df(factors.tape.z[0]))
+
+
+class Twice(Dense):
+    """A subclass has a way of its own."""
+
+    def apply(self, w, a):
+        return 2 * super().apply(w, a)
+
+    def transpose(self, w, delta, in_shape):
+        return 2 * super().transpose(w, delta, in_shape)
+
+    def weighted_sum(self, c, delta, a):
+        return 2 * super().weighted_sum(c, delta, a)
+
+
+def test_a_subclass_is_asked():
+    net = jb.Network((4, Twice(3), 2))
+    assert isinstance(net.maps[0], Twice)
+    battery.gradient_is_that_of_autodiff(jb, net)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("apply", lambda self, w, a: a[:2], r"apply\(w, a\) of shape \(5,\), got \(2,\)"),
+        ("transpose", lambda *_: jnp.ones(()), r"transpose\(.*\) of shape \(5,\), got \(\)"),
+        ("weighted_sum", lambda *_: jnp.ones(4), r"weighted_sum\(.*\) of shape \(5,\), got"),
+    ],
+)
+def test_what_a_map_returns_is_looked_at(name, wrong, said):
+    mine = type("Mine", (Circulant,), {name: wrong})()
+    net = jb.Network((5, 5, mine), jb.tanh)
+    params, x, t = problem(net)
+    with pytest.raises(ValueError, match=f"Mine.*: expected {said}|Circulant.*: expected {said}"):
+        jb.value_and_grad(net, params, x, t)
 
 
 def test_networks_are_equal_by_value_and_know_their_shapes():

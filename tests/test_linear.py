@@ -198,7 +198,7 @@ def test_they_are_maps_equal_by_value():
         (lambda: Conv(3, 3, padding=(1, (1, -2))), "padding: expected a number of at least 0"),
         (lambda: Conv(3, 3, padding="half"), "padding: .* got 'half'"),
         (lambda: Conv(3, 3, padding=1.5), "padding: .* got 1.5"),
-        (lambda: Conv(3, (3, 3)).z_shape((5, 1)), "Conv.*: expected one size or 1, .* got 2"),
+        (lambda: Conv(3, (3, 3)).z_shape((5, 1)), "Conv.*: expected one kernel or 1, .* got 2"),
         (lambda: Conv(3, 3, stride=(1, 2)).z_shape((5, 1)), "Conv.*: expected one stride or 1"),
         (lambda: Conv(3, 3, dilation=(1, 2)).z_shape((5, 1)), "Conv.*: expected one dilation or 1"),
         (lambda: Conv(3, 3, padding=(1, 2)).z_shape((5, 1)), "Conv.*: expected one padding or 1"),

@@ -69,6 +69,8 @@ def test_it_and_its_adjoint_are_those_of_reduce_window(name, of):
         np.testing.assert_allclose(ours, theirs, rtol=1e-12)
         e = jnp.asarray(RNG.normal(size=ours.shape))
         np.testing.assert_allclose(pool.transpose(u, e), pull(e)[0], atol=1e-12)
+        own = jax.vjp(pool.apply, u)[1](e)[0]
+        np.testing.assert_allclose(own, pull(e)[0], atol=1e-12)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -135,6 +137,11 @@ def test_poolings_are_equal_by_value():
         (lambda: MeanPool(2.5), "size: expected a whole number"),
         (lambda: MeanPool(2, stride=-1), "stride: expected a whole number"),
         (lambda: MeanPool(stride=2), "stride: expected a size with it, got 2 alone"),
+        (
+            lambda: MaxPool(2, padding=2).out_shape((4, 1)),
+            "MaxPool.*: expected every wind",
+        ),
+        (lambda: MaxPool(2, padding=((0, 2),)).out_shape((4, 1)), "MaxPool.*: expected every wind"),
         (lambda: MaxPool(9).out_shape((5, 5, 1)), r"MaxPool.*: expected .* \(9, 9\) positions"),
         (lambda: MeanPool().out_shape((5,)), r"MeanPool.*: expected .*\(\*positions, channels\)"),
     ],

@@ -110,7 +110,7 @@ def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Arra
 def gradients(tape: Tape, deltas: Deltas, maps: Any = ()) -> Params:
     """The outer products of the last slide: ∂C/∂w^l = δ^l (a^{l-1})ᵀ and ∂C/∂b^l = δ^l.
 
-    With `maps`, the `net.maps` of a network that is not dense, they are summed over positions.
+    A network that is not `flat` needs its `net.maps`: with them they are summed over positions.
 
     >>> import jax.numpy as jnp
     >>> import jbackprop as jb

@@ -53,9 +53,19 @@ def _entry(entry: Any, sizes: Any, *, first: bool) -> Any:
         shape = tuple(_entry(n, sizes, first=False) for n in entry)
         if shape and all(isinstance(n, int) for n in shape):
             return shape[0] if len(shape) == 1 else shape
-    if isinstance(entry, Dense):
+    if isinstance(entry, type):
+        name = entry.__name__
+        raise ValueError(f"sizes: expected {name}(…), got the class {name} itself")
+    if type(entry) is Dense and not first:  # a subclass has a way of its own
         return entry.n
     if not first and isinstance(entry, Map | Pool):
+        try:
+            hash(entry)
+        except TypeError:
+            raise ValueError(
+                "sizes: expected entries that can be hashed, such as frozen dataclasses, "
+                f"got {entry!r}"
+            ) from None
         return entry
     try:
         n = operator.index(entry)  # pyright: ignore
@@ -76,6 +86,6 @@ def _is_pool(entry: Any) -> bool:
 def _fitting(i: int, shape_of: Any, in_shape: Shape) -> Shape:
     """The shape that comes out of an entry; an error that tells which it is."""
     try:
-        return shape_of(in_shape)
-    except ValueError as error:
+        return tuple(map(operator.index, shape_of(in_shape)))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"sizes: entry {i}: {error}") from error

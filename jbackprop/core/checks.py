@@ -217,6 +217,8 @@ def check_tape(net: Sized, tape: Any) -> None:
 def check_deltas(name: str, deltas: Any, z: Any, *, flat: bool) -> None:
     """δ^l has the shape of z^l, of one example: a vector, where the network is flat throughout."""
     got, of_z = [np.shape(d) for d in deltas], [np.shape(leaf) for leaf in z]
+    if flat and got == of_z and len({len(shape) for shape in of_z}) > 1:
+        raise ValueError(f"maps: expected net.maps, since z^l have positions, {of_z}, got ()")
     expected = [shape[-1:] for shape in of_z] if flat else of_z
     if got != expected or of_z != expected:
         got = {"deltas": got, "z": of_z}

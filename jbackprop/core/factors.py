@@ -17,7 +17,7 @@ from jbackprop.core.arrays import check_key
 from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import in_the_structure_of
-from jbackprop.core.linear import Map, bias_sum
+from jbackprop.core.linear import Map, bias_sum, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, unit, weighted_mean, wide
 from jbackprop.core.rules import Rule, none
@@ -128,15 +128,21 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
     return given
 
 
+def vectors_only(factors: Factors) -> None:
+    """Refuses factors of a network that is not dense throughout, with vectors for inputs."""
+    if factors.maps:
+        raise ValueError(
+            "factors: expected those of a dense network of vectors; with convolutions or maps of "
+            "one's own there are gradients, every example's too, and training, but not yet what is "
+            "made of norms and products"
+        )
+
+
 def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
     """(δ^l, a^{l-1}) of every layer: the two factors of ∂C/∂w^l.
 
-    Raises `ValueError` for those of a network with more than one position."""
-    if factors.maps:
-        raise ValueError(
-            "factors: expected those of a dense network; with convolutions gradients, per-example "
-            "ones too, and training are there, and what is made of norms and products not yet"
-        )
+    Raises `ValueError` where there are none: see `vectors_only`."""
+    vectors_only(factors)
     return [*zip(factors.delta, factors.tape.a[:-1], strict=True)]
 
 
@@ -163,9 +169,12 @@ def sums_over_batch(factors: Factors, c: Float[Array, " B"]) -> Params:
     if not factors.maps:
         return weighted_sum(rank_one(factors), c)
     layers = zip(factors.maps, factors.delta, factors.tape.a[:-1], strict=True)
-    return tuple(
-        Layer(used.map.weighted_sum(c, delta, a), bias_sum(c, delta)) for used, delta, a in layers
-    )
+    found = []
+    for used, delta, a in layers:
+        w = used.map.weighted_sum(c, delta, a)
+        w = shaped(used.map, "weighted_sum(c, delta, a)", w, used.map.w_shape(a.shape[1:]))
+        found.append(Layer(w, bias_sum(c, delta)))
+    return tuple(found)
 
 
 def sum_gradient(factors: Factors) -> Params:

@@ -13,7 +13,7 @@ of a convolution, one in a `lax.scan` becomes a plain nest of loops, seven times
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -126,9 +126,9 @@ class Conv:
 
     n: Any
     kernel: Any
-    stride: Any = 1
-    padding: Any = 0
-    dilation: Any = 1
+    stride: Any = field(default=1, kw_only=True)
+    padding: Any = field(default=0, kw_only=True)
+    dilation: Any = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -137,7 +137,9 @@ class Conv:
         self.__dict__.update(n=as_whole("n", self.n), padding=as_padding(self.padding), **checked)
 
     def _windows(self, in_shape: Shape) -> Windows:
-        return windows(self, in_shape, self.kernel, self.stride, self.padding, self.dilation)
+        return windows(
+            self, in_shape, self.kernel, self.stride, self.padding, self.dilation, called="kernel"
+        )
 
     def z_shape(self, in_shape: Shape) -> Shape:
         """(*positions, n)."""
@@ -182,12 +184,12 @@ class Conv:
         g = self._windows(a.shape[1:])
         scaled, a = _scaled(c, delta, a)
         lhs, rhs = jnp.moveaxis(a, 0, -1), jnp.moveaxis(scaled, 0, -2)
-        # up to the last row that a kernel meets
-        sides = zip(g.positions, g.low, g.spread, g.reach, strict=True)
-        high = [n + r - m - lo for m, lo, n, r in sides]
-        pads = [(lo, max(hi, 0)) for lo, hi in zip(g.low, high, strict=True)]
-        unseen = tuple(slice(m + min(hi, 0)) for m, hi in zip(g.positions, high, strict=True))
-        lhs = jnp.moveaxis(lhs[unseen], -2, 0)  # (channels, *positions, B)
+        # up to the last row that a kernel meets, of which all may be padding
+        met = [n + r for n, r in zip(g.spread, g.reach, strict=True)]
+        low = [min(lo, n) for lo, n in zip(g.low, met, strict=True)]
+        seen = [min(m, n - lo) for m, n, lo in zip(g.positions, met, low, strict=True)]
+        pads = [(lo, n - lo - m) for lo, n, m in zip(low, met, seen, strict=True)]
+        lhs = jnp.moveaxis(lhs[tuple(map(slice, seen))], -2, 0)  # (channels, *positions, B)
         summed = _convolved(lhs, rhs, g.dilation, pads, rhs_dilation=g.stride, dtype=_sums_in(c))
         return jnp.moveaxis(jnp.moveaxis(summed, 0, -2), -1, 0)
 
@@ -214,6 +216,13 @@ def over_positions(linear: Map, delta: Array, a: Array) -> tuple[Array, Array]:
     one, delta, a = jnp.ones(1, at_least_float32(delta.dtype)), delta[None], a[None]
     sums = linear.weighted_sum(one, delta, a), bias_sum(one, delta)
     return sums[0].astype(delta.dtype), sums[1].astype(delta.dtype)
+
+
+def shaped(of: Any, what: str, value: Any, shape: Shape) -> Array:
+    """What a map or a pooling of a user's own returned, which must have this shape."""
+    if jnp.shape(value) != tuple(shape):
+        raise ValueError(f"{of}: expected {what} of shape {tuple(shape)}, got {jnp.shape(value)}")
+    return value
 
 
 def _sums_in(c: Array) -> Any:

@@ -21,7 +21,7 @@ from jbackprop.core.arrays import check_key, fitted
 from jbackprop.core.chain import chain_of
 from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
-from jbackprop.core.linear import Dense, Map
+from jbackprop.core.linear import Dense, Map, shaped
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.windows import Shape
@@ -131,7 +131,7 @@ class Network:
     @property
     def flat(self) -> bool:
         """Whether it is dense throughout: every a^l and z^l a vector, nothing pooled."""
-        of_one = all(isinstance(linear, Dense) for linear in self.maps)
+        of_one = all(type(linear) is Dense for linear in self.maps)
         return of_one and len(self.shapes[0]) == 1 and not any(self.pools)
 
     @property
@@ -253,7 +253,7 @@ def forward(net: Network, params: Any, x: Any) -> Tape:
     a = as_input(net, x, params[0].w.dtype, lead=0)
     tape = Tape((), (a,))
     for (w, b), f, linear, pool in zip(params, net.activations, net.maps, net.pools, strict=True):
-        z = linear.apply(w, a)
+        z = shaped(linear, "apply(w, a)", linear.apply(w, a), net.z_shapes[len(tape.z)])
         z = z + jnp.broadcast_to(b, z.shape)
         if len(tape.z) < len(params) - 1:
             a = pooled(pool, _activated(f, z))
@@ -269,7 +269,9 @@ def _activated(f: Activation, z: Array) -> Array:
 
 def pooled(pool: Pool | None, u: Array) -> Array:
     """P u."""
-    return u if pool is None else pool.apply(u)
+    if pool is None:
+        return u
+    return shaped(pool, "apply(u)", pool.apply(u), pool.out_shape(u.shape))
 
 
 def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.core.linear import Dense, Shape
+from jbackprop.core.linear import Dense, Shape, shaped
 from jbackprop.core.network import Network, Tape
 
 
@@ -52,7 +52,10 @@ class Transposed:
     def __matmul__(self, delta: Any) -> Array:
         at = self.of.at
         e = at.above.transpose(self.of.w, jnp.asarray(delta), at.shape)
-        return e if at.pool is None else at.pool.transpose(at.u, e)
+        e = shaped(at.above, "transpose(w, delta, in_shape)", e, at.shape)
+        if at.pool is None:
+            return e
+        return shaped(at.pool, "transpose(u, e)", at.pool.transpose(at.u, e), at.z_shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class Place:
 
     def weights(self, w: Any) -> Any:
         """w^{l+1} as a rule sees it."""
-        plain = isinstance(self.above, Dense) and self.pool is None and len(self.shape) == 1
+        plain = type(self.above) is Dense and self.pool is None and len(self.shape) == 1
         return w if plain else Operator(w, self)
 
     def feedback(self, b: Any) -> Any:
@@ -92,13 +95,14 @@ class Place:
 
 
 class _Direct:
-    """A matrix from the outputs straight to z^l, (n_L, *positions, n_l)."""
+    """A matrix from the outputs straight to z^l, (n_L, *positions, n_l). Where a pooling stands
+    behind the last map, what δ^L adds up to over its positions goes through it."""
 
     def apply(self, w: Array, a: Array) -> Array:
         return jnp.tensordot(w, a, a.ndim)
 
     def transpose(self, w: Array, delta: Array, in_shape: Shape) -> Array:
-        return jnp.tensordot(delta, w, 1)
+        return jnp.tensordot(jnp.sum(delta.reshape(-1, delta.shape[-1]), axis=0), w, 1)
 
 
 def places(net: Network, tape: Tape) -> list[Place]:

@@ -8,7 +8,7 @@ for than for comparing, entry by entry of the windows, what is there with the ma
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -55,8 +55,8 @@ class MaxPool:
     """
 
     size: Any
-    stride: Any = None
-    padding: Any = 0
+    stride: Any = field(default=None, kw_only=True)
+    padding: Any = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         size = as_wholes("size", self.size)
@@ -64,7 +64,14 @@ class MaxPool:
         self.__dict__.update(size=size, stride=stride, padding=as_padding(self.padding))
 
     def _windows(self, in_shape: Shape) -> Windows:
-        return windows(self, in_shape, self.size, self.stride, self.padding)
+        g = windows(self, in_shape, self.size, self.stride, self.padding)
+        sides = zip(g.low, g.reach, g.spread, g.positions, strict=True)
+        if any(lo > r or n - lo > m for lo, r, n, m in sides):
+            raise ValueError(
+                f"{self}: expected every window to see some of the input, got one of padding alone "
+                f"for {in_shape}"
+            )
+        return g
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """(*windows, channels)."""
@@ -101,7 +108,8 @@ def _to_the_first(entries: list[Array], e: Array) -> list[Array]:
 def _largest(entries: list[Array]) -> Array:
     largest = entries[0]
     for entry in entries[1:]:
-        largest = jnp.maximum(largest, entry)
+        # of equal ones the first, for autodiff too, which `jnp.maximum` would have share; NaN stays
+        largest = jnp.where((entry > largest) | jnp.isnan(entry), entry, largest)
     return largest
 
 
@@ -123,7 +131,7 @@ class MeanPool:
     """
 
     size: Any = None
-    stride: Any = None
+    stride: Any = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         size = None if self.size is None else as_wholes("size", self.size)

@@ -21,7 +21,7 @@ class Signal(NamedTuple):
         feedback: what the rule keeps for this layer, or None. An array shaped as w^{l+1}, or
             (n_L, *shape of z^l), is made such an operator there as well.
         delta: δ^{l+1}, (n_{l+1},).
-        output_delta: δ^L, (n_L,).
+        output_delta: δ^L, (n_L,); behind its map, so with positions where a pooling follows that.
         t: the ground truth, (n_L,), or None.
         a: a^l, (n_l,).
         slope: f'(z^l), (n_l,).

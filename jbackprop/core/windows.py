@@ -82,7 +82,14 @@ class Windows(NamedTuple):
 
 
 def windows(
-    of: Any, in_shape: Shape, size: Any, stride: Any, padding: Any, dilation: Any = 1
+    of: Any,
+    in_shape: Shape,
+    size: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any = 1,
+    *,
+    called: str = "size",
 ) -> Windows:
     """Those of a record `of` over an input of this shape; `ValueError` where they do not fit."""
     positions = in_shape[:-1]
@@ -92,7 +99,7 @@ def windows(
             f"{of}: expected inputs of shape (*positions, channels) with 1 to 3 dimensions of "
             f"positions, got {in_shape}"
         )
-    size = _of_rank(of, "size", size, rank)
+    size = _of_rank(of, called, size, rank)
     stride = _of_rank(of, "stride", stride, rank)
     dilation = _of_rank(of, "dilation", dilation, rank)
     reach = tuple((k - 1) * d for k, d in zip(size, dilation, strict=True))

@@ -14,12 +14,14 @@ from jbackprop.core.arrays import (
     check_size,
     is_concrete,
 )
+from jbackprop.core.factors import vectors_only
 
 
 def as_direction(
     factors: Any, direction: Any, *, name: str = "direction"
 ) -> tuple[tuple[Array, Array], ...]:
     """(V, v) per layer, shaped as the gradient of these factors, in float32 at least."""
+    vectors_only(factors)
     dtype = factors.weight.dtype
     shapes = [
         ((d.shape[1], a.shape[1]), (d.shape[1],))
@@ -39,6 +41,8 @@ def as_direction(
 
 def check_same_network(factors: Any, other: Any) -> None:
     """Two batches whose gradients can be multiplied."""
+    vectors_only(factors)
+    vectors_only(other)
     one, two = ([a.shape[1] for a in f.tape.a] for f in (factors, other))
     if one != two:
         raise ValueError(

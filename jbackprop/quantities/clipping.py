@@ -51,8 +51,10 @@ def _scale_layers(factors: Factors, c: Float[Array, "B _"]) -> Factors:
     """δ_i^l times c_{il}; c of shape (B, L), or (B, 1) for all layers alike."""
     c = jnp.broadcast_to(c, (len(c), len(factors.delta)))
     present = (factors.weight != 0)[:, None]
+    over = lambda column, d: column.reshape(-1, *(1,) * (d.ndim - 1))  # positions, if there are any
     delta = tuple(
-        jnp.where(present, wide(d) * c[:, l : l + 1], 0) for l, d in enumerate(factors.delta)
+        jnp.where(over(present, d), wide(d) * over(c[:, l : l + 1], d), 0)
+        for l, d in enumerate(factors.delta)
     )
     return factors._replace(delta=delta)
 

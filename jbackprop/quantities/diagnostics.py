@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.factors import Factors
+from jbackprop.core.factors import Factors, vectors_only
 from jbackprop.core.network import Network
 from jbackprop.core.numerics import (
     norm,
@@ -81,6 +81,7 @@ class Units(NamedTuple):
 
 def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     """Dead and saturated units of every hidden layer, by |f'(z^l)| < threshold."""
+    vectors_only(factors)
     present = factors.weight > 0
     dtype = factors.weight.dtype
     share = over_total(present.astype(dtype))
@@ -128,6 +129,7 @@ def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
     Raises:
         ValueError: edges are no increasing numbers (every count is NaN instead where traced).
     """
+    vectors_only(factors)
     dtype = factors.weight.dtype
     a_edges = as_edges("a_edges", a_edges, dtype)
     delta_edges = as_edges("delta_edges", delta_edges, dtype)

@@ -56,6 +56,8 @@ def empirical_ntk(
     [[6.0, 7.0], [7.0, 10.0]]
     """
     check_size("block_size", block_size)
+    if not net.flat:
+        raise ValueError(f"net: expected a dense network of vectors, so far, got sizes {net.sizes}")
     layers = as_layers(net, params)
     x = as_input(net, x, layers[0].w.dtype, lead=1)
     other = x if other is None else as_input(net, other, x.dtype, lead=1)
