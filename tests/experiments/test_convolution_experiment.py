@@ -1,6 +1,7 @@
 """The convolutional experiment, for an epoch."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def test_images_of_mnists_size_get_the_tanh_network():
 
 @pytest.mark.parametrize("name", ["batch_size", "epochs"])
 def test_bad_options_are_named_and_leave_nothing_behind(name, tmp_path, capsys):
-    options = convolution.Options(out=tmp_path / "runs", **{name: 0})
+    options = replace(convolution.Options(out=tmp_path / "runs"), **{name: 0})
     assert convolution.main(options) == 2
     assert f"{name}: expected at least 1, got 0" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
