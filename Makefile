@@ -78,6 +78,9 @@ BEFORE ?= HEAD~1
 against: $(STAMP) ## what a change costs: this checkout beside an earlier commit (BEFORE=…), in pairs
 	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
 
+benchmark-convolution: $(STAMP) ## time convolutional networks beside jax.grad (a minute)
+	$(RUN) -m experiments.benchmark.convolution
+
 donation: $(STAMP) ## what it costs to keep the state that goes into a step
 	$(RUN) -m experiments.benchmark.donation
 
@@ -116,4 +119,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution panel seeds benchmark against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
+.PHONY: help digits private convolution panel seeds benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
