@@ -1,7 +1,6 @@
 """Steps and epochs: equal to the loop by hand, compiled once, donated, and the same bits twice."""
 
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import battery
@@ -253,7 +252,8 @@ def test_nothing_is_masked_without_weights():
 
 def test_a_state_has_no_weak_types():
     """Which would change at the first step, and compile it twice."""
-    own: Any = SimpleNamespace(init=lambda p: (jnp.asarray(0.1), 2), update=print)
+    functions: Any = (lambda p: (jnp.asarray(0.1), 2), print)
+    own = optax.GradientTransformation(*functions)
     state = jb.init_state(NET, own, KEY)
     assert jnp.asarray(0.1).weak_type
     assert not any(leaf.weak_type for leaf in jax.tree.leaves((state.params, state.opt_state)))
