@@ -79,7 +79,7 @@ against: $(STAMP) ## what a change costs: this checkout beside an earlier commit
 	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
 
 benchmark-convolution: $(STAMP) ## time convolutional networks beside jax.grad (a minute)
-	$(RUN) -m experiments.benchmark.convolution
+	$(RUN) -m experiments.benchmark.convolution --readme README.md
 
 donation: $(STAMP) ## what it costs to keep the state that goes into a step
 	$(RUN) -m experiments.benchmark.donation

@@ -376,6 +376,21 @@ def test_what_a_map_returns_is_looked_at(name, wrong, said):
         jb.value_and_grad(net, params, x, t)
 
 
+class Lost(MeanPool):
+    """A pooling of a user's own, whose adjoint forgets where."""
+
+    def transpose(self, u, e):
+        return jnp.sum(e)
+
+
+@pytest.mark.parametrize("rest", [(3,), ()], ids=["between maps", "behind the last"])
+def test_what_a_pooling_returns_is_looked_at(rest):
+    net = jb.Network(((4, 1), Conv(2, 2), Lost(), *rest), jb.tanh)
+    params, x, t = problem(net)
+    with pytest.raises(ValueError, match=r"Lost.*: expected transpose\(u, e\) of shape \(3, 2\)"):
+        jb.value_and_grad(net, params, x, t)
+
+
 def test_networks_are_equal_by_value_and_know_their_shapes():
     sizes = ((28, 28, 1), Conv(16, 8, stride=2, padding=3), MaxPool(2, stride=1),
              Conv(32, 4, stride=2), MaxPool(2, stride=1), 32, 10)  # fmt: skip

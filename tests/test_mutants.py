@@ -37,12 +37,13 @@ MUTANTS = {
     "a^l for a^{l-1} in a batch": (
         "factors", "*zip(factors.delta, factors.tape.a[:-1]",
         "*zip(factors.delta, factors.tape.a[1:]"),
-    "contraction transposed": ("factors", "bj,bk->jk", "bj,bk->kj"),
+    "contraction transposed": ("linear", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g * share).astype(dtype)", "g.astype(dtype)"),
     "mean of B, not of weights": (
         "numerics", "total = jnp.sum(weight)", "total = 1.0 * weight.size"),
-    "∂C/∂b forgotten": ("factors", "jnp.sum(scaled, axis=0)", "0 * jnp.sum(scaled, axis=0)"),
-    "weights not in the gradient": ("factors", "c[:, None] * wide", "c[:1, None] * wide"),
+    "∂C/∂b forgotten": ("linear", "return jnp.sum(jnp.expand", "return 0 * jnp.sum(jnp.expand"),
+    "weights not in the gradient": (
+        "linear", "scaled = jnp.expand_dims(c,", "scaled = jnp.expand_dims(c[:1],"),
     # the forward pass
     "b forgotten": ("network", "jnp.broadcast_to(b, z.shape)", "jnp.zeros_like(z)"),
     "every layer reads x": ("network", "linear.apply(w, a)", "linear.apply(w, tape.a[0])"),
@@ -94,7 +95,7 @@ MUTANTS = {
         "* wide(delta) / delta[0, ..., 0].size, range(delta.ndim - 1))"),
     "ties shared": ("pooling", "wins = free & ~(entry < largest)", "wins = ~(entry < largest)"),
     "a maximum's error to the first": (
-        "operators", "at.pool.transpose(at.u, e)", "at.pool.transpose(0 * at.u, e)"),
+        "operators", "at.pool, at.u, e", "at.pool, at.pool and 0 * at.u, e"),
     "another maximum": ("operators", "is None else f.f(z)", "is None else -z"),
     "windows without their stride": (
         "windows", "yield padded[tuple(slice(i, i + n, s) for i, n, s in spans)]",

@@ -134,7 +134,7 @@ def write(options: Options, results: dict[str, Any]) -> None:
     draw.growth(options.out / f"{name}-growth.png", results)
     if options.readme is not None:
         text = options.readme.read_text(encoding="utf-8")
-        _replace(options.readme, report.into_readme(text, results))
+        _replace(options.readme, report.into_readme(text, report.summary(results)))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -7,7 +7,9 @@ best, and max pooling both by `reduce_window`, which Flax and Equinox have, and 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import lax
-from rich.console import Console
-from rich.table import Table
 
 import jbackprop as jb
-from experiments.benchmark import machine
+from experiments.benchmark import machine, report
 from experiments.benchmark.timing import in_turn, ratio
 from jbackprop import Conv, MaxPool
 
@@ -46,6 +46,13 @@ D1 = jb.Network(
     jb.relu, jb.softmax, jb.cross_entropy,
 )  # fmt: skip
 NETS = {"P": (P, 128, 10), "C": (C, 64, 2), "V": (V, 64, 2), "D1": (D1, 100, 40)}
+SAID = {
+    "P": "P: the tanh CNN of private training, batch 128",
+    "C": "C: 3c3d, batch 64",
+    "V": "V: six 3×3 convolutions, batch 64",
+    "D1": "D1: one-dimensional, batch 100",
+}
+MARK = "convolution"
 F = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
 
@@ -56,6 +63,8 @@ class Options:
     nets: tuple[str, ...] = tuple(NETS)
     rounds: int = 11
     """Rounds in which every candidate runs once."""
+    readme: Path | None = None
+    """A README whose table is to be replaced."""
 
 
 def by_window(pool: MaxPool, u: Any) -> Any:
@@ -157,10 +166,9 @@ def candidates(net: jb.Network, batch: int, steps: int) -> dict[str, Callable[[]
 
 
 def main(options: Options) -> int:
-    """Prints milliseconds a step, and ours over theirs."""
-    table = Table(title=f"ms a step, and our epoch / it (median), {machine.name()}")
-    for heading in ("", *options.nets):
-        table.add_column(heading, justify="right" if heading else "left")
+    """Prints milliseconds a step, and how much of them our epoch takes; a Markdown table."""
+    if options.readme is not None:
+        report.split(options.readme.read_text("utf-8"), MARK)
     rows: dict[str, list[str]] = {}
     for name in options.nets:
         net, batch, steps = NETS[name]
@@ -168,10 +176,18 @@ def main(options: Options) -> int:
         for each, times in seconds.items():
             found = ratio(seconds["ours, epoch"], times)
             ms = 1e3 * float(np.median(times)) / steps
-            rows.setdefault(each, []).append(f"{ms:,.2f}  {found.median:.2f}")
-    for name, row in rows.items():
-        table.add_row(name, *row)
-    Console().print(table)
+            rows.setdefault(each, []).append(f"{ms:,.3g} ({found.median:.2f})")
+    heads = [SAID[name] for name in options.nets]
+    summary = (
+        f"ms a step on {machine.name()} (gradient and plain descent, float32; in brackets our "
+        f"epoch over it, the median of {options.rounds} paired ratios; "
+        f"{date.today().isoformat()}):\n\n"
+        + report.markdown(["", *heads], [[n, *row] for n, row in rows.items()])
+    )
+    print(summary)
+    if options.readme is not None:
+        text = options.readme.read_text("utf-8")
+        options.readme.write_text(report.into_readme(text, summary, MARK), "utf-8")
     return 0
 
 

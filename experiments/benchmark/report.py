@@ -2,7 +2,12 @@
 
 from typing import Any
 
-BEGIN, END = "<!-- benchmark: begin -->", "<!-- benchmark: end -->"
+BENCHMARK = "benchmark"  # between these two marks stands a table in the README
+
+
+def marks(name: str = BENCHMARK) -> tuple[str, str]:
+    """Before and behind it."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def _number(value: float) -> str:
@@ -13,7 +18,7 @@ def _ratio(ratio: dict[str, float]) -> str:
     return f"{ratio['median']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def markdown(head: list[str], rows: list[list[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
@@ -26,7 +31,7 @@ def steps(results: dict[str, Any]) -> str:
         work = table["work"]
         parts.append(
             f"### {name}: {_sizes(work['sizes'])}, batch {work['batch']}\n\n"
-            + _table(
+            + markdown(
                 ["", "µs a step", "jbackprop's compiled epoch / this (quartiles)"],
                 [
                     [n, _number(row["us_per_step"]), _ratio(row["ours_over_this"])]
@@ -68,7 +73,7 @@ def goals(results: dict[str, Any]) -> str:
         ]
         for g in results["goals"]
     ]
-    return _table(["", "at", "goal", "measured", ""], rows)
+    return markdown(["", "at", "goal", "measured", ""], rows)
 
 
 def others(results: dict[str, Any]) -> str:
@@ -80,11 +85,11 @@ def others(results: dict[str, Any]) -> str:
             for name, row in results["shuffle"].items()
         ]
         head = ["`train_epoch`, which shuffles", "µs a step", "over the same loop in a given order"]
-        parts.append(_table(head, rows))
+        parts.append(markdown(head, rows))
     if "many" in results:
         rows = [[name, _number(us)] for name, us in results["many"]["us_per_net_and_step"].items()]
         head = [f"{results['many']['nets']} networks of size S", "µs per network and step"]
-        parts.append(_table(head, rows))
+        parts.append(markdown(head, rows))
     if "pieces" in results:
         rows = [
             [work, kind, _number(row["ms"]),
@@ -93,7 +98,7 @@ def others(results: dict[str, Any]) -> str:
             for kind, row in kinds.items()
         ]  # fmt: skip
         parts.append(
-            _table(["one kind of work at a time, over all layers", "", "ms", "rate"], rows)
+            markdown(["one kind of work at a time, over all layers", "", "ms", "rate"], rows)
         )
     if "import_seconds" in results:
         total, garbage = (
@@ -109,7 +114,7 @@ def others(results: dict[str, Any]) -> str:
              f"{g['memory_exponent']:.2f}" if "memory_exponent" in g else ""]
             for axis, g in results["growth"].items()
         ]  # fmt: skip
-        parts.append(_table(["as this grows", "over", "time grows as", "temporaries as"], rows))
+        parts.append(markdown(["as this grows", "over", "time grows as", "temporaries as"], rows))
     return "\n\n".join(parts)
 
 
@@ -125,7 +130,7 @@ def quantities(results: dict[str, Any]) -> str:
         for name in first["ours"]
     ]  # fmt: skip
     head = ["time / that of the gradient, at", *tables, *(f"{name}: MiB" for name in tables)]
-    parts = [_table(head, rows)]
+    parts = [markdown(head, rows)]
     peers = dict.fromkeys(name for t in tables.values() for name in t["peers"])
     rows = []
     for name in peers:
@@ -134,7 +139,7 @@ def quantities(results: dict[str, Any]) -> str:
         times = [f"{p['over_ours']['median']:.2f}" if p else "" for p in found]
         rows.append([name, of, *times, *(_mebibytes(p and p["temporary_bytes"]) for p in found)])
     head = ["time / ours of the same quantity, at", "", *tables]
-    parts.append(_table([*head, *(f"{name}: MiB" for name in tables)], rows))
+    parts.append(markdown([*head, *(f"{name}: MiB" for name in tables)], rows))
     return "\n\n".join(parts)
 
 
@@ -182,7 +187,7 @@ def summary(results: dict[str, Any]) -> str:
     ]
     return capabilities(results) + (
         f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of "
-        f"each peer; {results['date']}):\n\n" + _table(["", *heads], rows)
+        f"each peer; {results['date']}):\n\n" + markdown(["", *heads], rows)
     )
 
 
@@ -212,7 +217,7 @@ def capabilities(results: dict[str, Any]) -> str:
     ]
     return (
         f"Time of the gradient and these beside it, in gradients, on {results['machine']}:\n\n"
-        + _table(["", *(f"at {name}" for name in tables)], rows)
+        + markdown(["", *(f"at {name}" for name in tables)], rows)
         + "\n\n"
     )
 
@@ -222,15 +227,17 @@ def _group_order(group: str) -> tuple[int, str]:
     return (first.index(group) if group in first else len(first), group)
 
 
-def split(text: str) -> tuple[str, str]:
-    """A README before and after the table, without which it cannot be replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise ValueError(f"readme: expected {BEGIN} and {END} once each, in this order")
-    before, rest = text.split(BEGIN)
-    return before, rest.split(END)[1]
+def split(text: str, name: str = BENCHMARK) -> tuple[str, str]:
+    """A README before and after a table, without whose marks it cannot be replaced."""
+    begin, end = marks(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise ValueError(f"readme: expected {begin} and {end} once each, in this order")
+    before, rest = text.split(begin)
+    return before, rest.split(end)[1]
 
 
-def into_readme(text: str, results: dict[str, Any]) -> str:
+def into_readme(text: str, summary: str, name: str = BENCHMARK) -> str:
     """The README with the table between its two marks replaced."""
-    before, after = split(text)
-    return f"{before}{BEGIN}\n{summary(results)}\n{END}{after}"
+    before, after = split(text, name)
+    begin, end = marks(name)
+    return f"{before}{begin}\n{summary}\n{end}{after}"

@@ -39,7 +39,7 @@ from jbackprop.core.checks import (
 )
 from jbackprop.core.heads import head
 from jbackprop.core.linear import over_positions
-from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, pooled
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, pooled, unpooled
 from jbackprop.core.numerics import wide
 from jbackprop.core.operators import places
 from jbackprop.core.rules import Rule, Signal
@@ -104,7 +104,7 @@ def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Arra
     z = pooled(pool, tape.z[-1])
     delta_L = head(net.output, net.cost, label=label).delta(wide(z), wide(y), wide(t))
     delta_L = fitted(f"cost {net.cost.name}", delta_L, z)
-    return delta_L if pool is None else pool.transpose(tape.z[-1], delta_L)
+    return unpooled(pool, tape.z[-1], delta_L)
 
 
 def gradients(tape: Tape, deltas: Deltas, maps: Any = ()) -> Params:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -17,9 +16,9 @@ from jbackprop.core.arrays import check_key
 from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import in_the_structure_of
-from jbackprop.core.linear import Map, bias_sum, shaped
+from jbackprop.core.linear import Map, bias_sum, outer_sum, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
-from jbackprop.core.numerics import over_total, unit, weighted_mean, wide
+from jbackprop.core.numerics import over_total, unit, weighted_mean
 from jbackprop.core.rules import Rule, none
 
 
@@ -147,21 +146,8 @@ def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
 
 
 def weighted_sum(pairs: Any, c: Float[Array, " B"]) -> Params:
-    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer, in float32 at least.
-
-    The smaller δ is scaled. bfloat16 has the range of float32, and machines that multiply it and
-    add in float32; a float16 would overflow or vanish on the way."""
-    layers = []
-    for delta, a in pairs:
-        scaled = c[:, None] * wide(delta)
-        total = jnp.sum(scaled, axis=0)
-        if delta.dtype == a.dtype == jnp.bfloat16:
-            scaled = scaled.astype(a.dtype)
-        else:
-            a = wide(a)
-        product = jnp.einsum("bj,bk->jk", scaled, a, preferred_element_type=total.dtype)
-        layers.append(Layer(product, total))
-    return tuple(layers)
+    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer, in float32 at least."""
+    return tuple(Layer(outer_sum(c, delta, a), bias_sum(c, delta)) for delta, a in pairs)
 
 
 def sums_over_batch(factors: Factors, c: Float[Array, " B"]) -> Params:

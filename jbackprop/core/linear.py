@@ -95,8 +95,7 @@ class Dense:
 
     def weighted_sum(self, c: Array, delta: Array, a: Array) -> Array:
         """Σ_i c_i δ_i a_iᵀ."""
-        scaled, a = _scaled(c, delta, a.reshape(len(a), -1))
-        return jnp.einsum("bj,bk->jk", scaled, a, preferred_element_type=_sums_in(c))
+        return outer_sum(c, delta, a.reshape(len(a), -1))
 
 
 @dataclass(frozen=True)
@@ -204,6 +203,12 @@ def _convolved(
     return jax.lax.conv_general_dilated(
         a, kernel, stride, pads, lhs_dilation, rhs_dilation, names, preferred_element_type=dtype
     )
+
+
+def outer_sum(c: Array, delta: Array, a: Array) -> Float[Array, "n_out n_in"]:
+    """Σ_i c_i δ_i a_iᵀ of vectors, in float32 at least."""
+    scaled, a = _scaled(c, delta, a)
+    return jnp.einsum("bj,bk->jk", scaled, a, preferred_element_type=_sums_in(c))
 
 
 def bias_sum(c: Array, delta: Array) -> Array:

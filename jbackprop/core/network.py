@@ -274,6 +274,13 @@ def pooled(pool: Pool | None, u: Array) -> Array:
     return shaped(pool, "apply(u)", pool.apply(u), pool.out_shape(u.shape))
 
 
+def unpooled(pool: Pool | None, u: Any, e: Array) -> Array:
+    """P'ᵀ e, at the u that was pooled."""
+    if pool is None:
+        return e
+    return shaped(pool, "transpose(u, e)", pool.transpose(u, e), u.shape)
+
+
 def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
     """The output y = a^L, of shape (..., n_L), for inputs x of shape (..., n_0): any leading axes.
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jbackprop.core.linear import Dense, Shape, shaped
-from jbackprop.core.network import Network, Tape
+from jbackprop.core.network import Network, Tape, unpooled
 
 
 @jax.tree_util.register_pytree_node_class
@@ -53,9 +53,7 @@ class Transposed:
         at = self.of.at
         e = at.above.transpose(self.of.w, jnp.asarray(delta), at.shape)
         e = shaped(at.above, "transpose(w, delta, in_shape)", e, at.shape)
-        if at.pool is None:
-            return e
-        return shaped(at.pool, "transpose(u, e)", at.pool.transpose(at.u, e), at.z_shape)
+        return unpooled(at.pool, at.u, e)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,9 @@ def _standard_promotion():
 
 def test_the_whole_command_at_toy_size(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nan old table\n{report.END}\nafter\n")
+    readme.write_text(
+        report.into_readme("before\n{}\n{}\nafter\n".format(*report.marks()), "an old table")
+    )
     done = subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", "--quick"]
         + ["--out", str(tmp_path / "out"), "--readme", str(readme)],
