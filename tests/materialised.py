@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import references
 from helpers import problem
+from maps import Circulant
 
 import jbackprop as jb
 
@@ -38,7 +39,8 @@ class Case:
         self.g = self.flat(self.leaves, batch) * (w > 0)[:, None]
         total = w.sum()
         self.w, self.p = w, w / (total if total > 0 else 1)
-        widths = [n * (m + 1) for m, n in zip(net.sizes[:-1], net.sizes[1:], strict=True)]
+        sizes = [leaf[0].size for leaf in self.leaves]
+        widths = [w + b for w, b in zip(sizes[::2], sizes[1::2], strict=True)]
         ends = np.cumsum(widths)
         self.layers = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
         self.mean = self.p @ self.g
@@ -62,6 +64,13 @@ NETS = {
     "softmax": jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy),
     "deep": jb.Network((3, 6, 5, 4, 2), jb.gelu, jb.sigmoid, jb.binary_cross_entropy),
     "linear": jb.Network((4, 3)),
+    "convolutions": jb.Network(  # the first goes direct, the second by ghost norms
+        ((7, 6, 2), jb.Conv(3, 3, padding=1), jb.MaxPool(2), jb.Conv(8, 2), jb.MeanPool(), 3),
+        jb.tanh,
+        jb.softmax,
+        jb.cross_entropy,
+    ),
+    "a map of one's own": jb.Network(((8,), Circulant(), jb.Dense(5), 2), jb.tanh),
 }
 WEIGHTS = {
     "none": None,
@@ -84,4 +93,6 @@ def case(net, weight):
     return Case(NETS[net], None if weight is None else jnp.array(weight, jnp.float32))
 
 
-CASES = [(net, weight) for net in NETS for weight in WEIGHTS]
+# weights are the same mechanism for every map
+DENSE = ("softmax", "deep", "linear")
+CASES = [(net, weight) for net in NETS for weight in (WEIGHTS if net in DENSE else ["real"])]

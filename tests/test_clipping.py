@@ -36,14 +36,20 @@ def test_scale(case):
     assert_close(scaled._replace(delta=()), case.factors._replace(delta=()), 0)
 
 
+def to_within(case, tolerance=2e-6):
+    """A sum over positions is clipped to less, by what its rounding may hide."""
+    return tolerance if not case.factors.maps else 20 * tolerance
+
+
 @pytest.mark.parametrize("limit", [0, 1e-3, 0.5, 1.0, 3.0, jnp.inf])
 def test_clip(case, limit):
     clipped = jb.clip(case.factors, limit)
     norms = np.linalg.norm(case.g, axis=1)
     expected = shrunk(norms, float(limit))[:, None] * case.g
-    close(case.rows(jb.example_gradients(clipped)), expected)
-    close(case.vector(jb.clipped_mean(limit)(case.factors)), case.p @ expected)
-    close(case.vector(jb.sum_gradient(clipped)), case.w @ expected)
+    tolerance = to_within(case)
+    close(case.rows(jb.example_gradients(clipped)), expected, tolerance)
+    close(case.vector(jb.clipped_mean(limit)(case.factors)), case.p @ expected, tolerance)
+    close(case.vector(jb.sum_gradient(clipped)), case.w @ expected, tolerance)
     if limit == jnp.inf:
         assert_close(clipped, case.factors, 0)
 
@@ -92,8 +98,9 @@ def test_groups(case):
         clipped = jb.group_clip(case.factors, GROUPS, 4, limit)
         norms = np.linalg.norm(sums, axis=1)
         expected = shrunk(norms, float(limit))[:, None] * sums
-        close(case.rows(jb.group_gradients(clipped, GROUPS, 4)), expected, 1e-5)
-        close(case.vector(jb.sum_gradient(clipped)), expected.sum(0), 1e-5)
+        tolerance = to_within(case, 1e-5)
+        close(case.rows(jb.group_gradients(clipped, GROUPS, 4)), expected, tolerance)
+        close(case.vector(jb.sum_gradient(clipped)), expected.sum(0), tolerance)
 
 
 def test_a_user_moves_the_released_sum_by_at_most_the_bound():
@@ -176,13 +183,12 @@ def test_norms_are_rounded_up_by_what_their_rounding_may_hide():
 
 
 def test_a_group_is_clipped_to_less_by_what_its_rounding_may_hide():
-    """As norms of rows that are 256 times as long, and 2 ε of what its members add up to."""
+    """By 16 times what one norm may hide, and 2 ε of what its members add up to."""
     delta, a, zeros = jnp.ones((2, 1)), jnp.zeros((2, 4000)), jnp.zeros((2, 1))
     tape = jb.Tape((zeros,), (a, zeros))
     factors = jb.Factors(jnp.zeros(2), tape, (delta,), zeros, jnp.ones(2))
     found = jb.group_clip(factors, [0, 1], 2, 0.5).delta[0]
-    n = 256 * 4000
-    margin = float(np.finfo(np.float32).eps) * (2 + n**0.5 / 4 + n / 400 + 2)
+    margin = float(np.finfo(np.float32).eps) * (16 * (2 + 4000**0.5 / 4 + 4000 / 400) + 2)
     np.testing.assert_allclose(found, 0.5 / (1 + margin), rtol=1e-6)
 
 

@@ -1,6 +1,5 @@
 """Convolutional networks: the battery of the dense ones, rules, a user's own maps, training."""
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,61 +10,12 @@ import numpy as np
 import optax
 import pytest
 from helpers import assert_close, problem
+from maps import Banded, Circulant
 
 import jbackprop as jb
 from jbackprop import Conv, Dense, MaxPool, MeanPool
 
 SIGN = jb.Rule("sign", lambda s: (jax.tree.map(jnp.sign, s.w).T @ s.delta) * s.slope)
-
-
-@dataclass(frozen=True)
-class Circulant:
-    """z_i = Σ_j w_{(i-j) mod n} a_j: a matrix of n numbers. A map of one's own, without rows."""
-
-    def z_shape(self, in_shape):
-        return in_shape
-
-    def w_shape(self, in_shape):
-        return in_shape
-
-    def apply(self, w, a):
-        return self._matrix(w) @ a
-
-    def transpose(self, w, delta, in_shape):
-        return self._matrix(w).T @ delta
-
-    def weighted_sum(self, c, delta, a):
-        turned = jax.vmap(lambda k: jnp.roll(a, k, axis=1), out_axes=1)(jnp.arange(a.shape[1]))
-        return jnp.einsum("b,bi,bki->k", c, delta, turned)
-
-    def _matrix(self, w):
-        i = jnp.arange(len(w))
-        return w[(i[:, None] - i[None, :]) % len(w)]
-
-
-@dataclass(frozen=True)
-class Banded:
-    """A matrix of which only the entries near the diagonal are there: fixed and sparse."""
-
-    n: int
-
-    def z_shape(self, in_shape):
-        return (self.n,)
-
-    def w_shape(self, in_shape):
-        return (self.n, *in_shape)
-
-    def apply(self, w, a):
-        return (w * self._mask(w.shape)) @ a
-
-    def transpose(self, w, delta, in_shape):
-        return (w * self._mask(w.shape)).T @ delta
-
-    def weighted_sum(self, c, delta, a):
-        return jnp.einsum("b,bi,bj->ij", c, delta, a) * self._mask((self.n, a.shape[1]))
-
-    def _mask(self, shape):
-        return jnp.asarray(np.abs(np.subtract.outer(*map(np.arange, shape))) <= 1, jnp.float32)
 
 
 PAIRS = {
@@ -275,32 +225,12 @@ def test_arguments_that_do_not_fit_are_named():
             call()
 
 
-QUANTITIES = [
-    jb.squared_norms, jb.layer_squared_norms, jb.second_moment, jb.variance, jb.gram, jb.grand,
-    jb.noise_scale, jb.norm_test, jb.inner_product_test, jb.signal_to_noise, jb.takeuchi,
-    jb.kronecker_factors, jb.delta_norms, jb.normalize, jb.clipped_mean(1.0),
-    jb.clipped_sum(1.0, 3), lambda f: jb.clip(f, 1.0),
-    lambda f: jb.clip_layers(f, [1.0] * len(f.delta)),
-    lambda f: jb.inner_products(f, jb.mean_gradient(f)), lambda f: jb.histograms(f, [0.0], [0.0]),
-    lambda f: jb.group_gradients(f, [0] * len(f.t), 1),
-]  # fmt: skip
+# ---- what the factors tell
 
 
-@pytest.mark.parametrize("name", ["2-D", "1-D", "an image to a dense map", "circulant", "banded"])
-def test_what_is_not_there_yet_says_so(name):
-    """And gives no number that looks like one: also of as many examples as there are positions."""
-    net = NETS[name]
-    params, x, t = problem(net, batch=9)
-    factors = jb.backprop(net, params, x, t)
-    for quantity in QUANTITIES:
-        with pytest.raises(ValueError, match=r"^factors: expected those of a dense network of vec"):
-            quantity(factors)
-    with pytest.raises(ValueError, match=r"^factors: expected those of a dense network"):
-        jb.units(net, factors)
-    with pytest.raises(ValueError, match=r"^factors: expected those of a dense network"):
-        jb.influence(net, params, x, t, x, t)
-    with pytest.raises(ValueError, match=r"^net: expected a dense network"):
-        jb.empirical_ntk(net, params, x)
+@pytest.mark.parametrize("name", ["two convolutions", "1-D", "3-D", "banded"])
+def test_quantities_are_those_of_all_gradients(name):
+    battery.quantities_are_those_of_all_gradients(jb, NETS[name])
 
 
 def test_every_example_is_scaled_by_its_own_number(net):

@@ -16,7 +16,7 @@ def jacobian(net, params, x):
     """(N, n_L, P), by autodiff."""
     of_one = jax.jacobian(lambda p, x: jb.forward(net, p, x).a[-1])
     leaves = jax.tree.leaves(jax.vmap(of_one, (None, 0))(params, x))
-    rows = [Case.flat([leaf[:, k] for leaf in leaves], len(x)) for k in range(net.sizes[-1])]
+    rows = [Case.flat([leaf[:, k] for leaf in leaves], len(x)) for k in range(net.shapes[-1][0])]
     return np.stack(rows, 1)
 
 

@@ -1,5 +1,7 @@
 """Numbers about a batch's gradients, against reductions of all gradients written out in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import materialised
@@ -113,14 +115,31 @@ def test_gradients_of_zero_give_no_nan():
     assert not any(leaf.any() for leaf in jax.tree.leaves(values))
 
 
-def test_kronecker_factors(case):
-    factors = case.factors
-    ours = jb.kronecker_factors(factors)
-    for (a_a, d_d), a, delta in zip(ours, factors.tape.a[:-1], factors.delta, strict=True):
-        with_one = np.concatenate([np.asarray(a, np.float64), np.ones((6, 1))], 1)
-        delta = np.asarray(delta, np.float64)
-        close(a_a, (case.p[:, None] * with_one).T @ with_one)
-        close(d_d, (case.p[:, None] * delta).T @ delta)
+def seen_at(linear, a, positions):
+    """Rows (r_p, 1) of one example, asked of the map itself, weight by weight."""
+    shape = linear.w_shape(a.shape)
+    units = jnp.eye(int(np.prod(shape[1:]))).reshape(-1, 1, *shape[1:])
+    of_one = dataclasses.replace(linear, n=1)
+    rows = jnp.stack([of_one.apply(unit, a).ravel() for unit in units], axis=1)
+    assert len(rows) == positions
+    return np.concatenate([np.asarray(rows, np.float64), np.ones((positions, 1))], axis=1)
+
+
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("case", [c for c in CASES if c[0] != "a map of one's own"], indirect=True)
+def test_kronecker_factors(case, sharing):
+    factors, net = case.factors, case.net
+    ours = jb.kronecker_factors(factors, sharing=sharing)
+    layers = zip(ours, net.maps, factors.tape.a[:-1], factors.delta, strict=True)
+    for (a_a, d_d), linear, a, delta in layers:
+        delta = np.asarray(delta, np.float64).reshape(6, -1, delta.shape[-1])
+        positions = delta.shape[1]
+        rows = np.stack([seen_at(linear, one, positions) for one in a])
+        if sharing == "reduce":
+            rows, delta = rows.mean(1, keepdims=True), delta.sum(1, keepdims=True)
+        outer = lambda v: np.einsum("b,bti,btj->ij", case.p, v, v)
+        close(a_a, outer(rows))
+        close(d_d, outer(delta) / delta.shape[1])
 
 
 def test_a_nan_row_poisons_what_it_must_and_a_masked_one_nothing():

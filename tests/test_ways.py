@@ -20,7 +20,7 @@ from jbackprop.quantities.norms import norm_of_layers
 MODULES = [
     importlib.import_module(f"jbackprop.quantities.{name}")
     for name in (
-        "batch_size", "diagnostics", "groups", "moments", "norms", "spread", "statistics",
+        "batch_size", "diagnostics", "ghost", "groups", "moments", "norms", "spread", "statistics",
     )
 ]  # fmt: skip
 LOW, HIGH = safe_range(jnp.float32)

@@ -127,36 +127,12 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
     return given
 
 
-def vectors_only(factors: Factors) -> None:
-    """Refuses factors of a network that is not dense throughout, with vectors for inputs."""
-    if factors.maps:
-        raise ValueError(
-            "factors: expected those of a dense network of vectors; with convolutions or maps of "
-            "one's own there are gradients, every example's too, and training, but not yet what is "
-            "made of norms and products"
-        )
-
-
-def rank_one(factors: Factors) -> list[tuple[Array, Array]]:
-    """(δ^l, a^{l-1}) of every layer: the two factors of ∂C/∂w^l.
-
-    Raises `ValueError` where there are none: see `vectors_only`."""
-    vectors_only(factors)
-    return [*zip(factors.delta, factors.tape.a[:-1], strict=True)]
-
-
-def weighted_sum(pairs: Any, c: Float[Array, " B"]) -> Params:
-    """Σ_i c_i δ_i aᵀ_i and Σ_i c_i δ_i for (δ, a) of every layer, in float32 at least."""
-    return tuple(Layer(outer_sum(c, delta, a), bias_sum(c, delta)) for delta, a in pairs)
-
-
 def sums_over_batch(factors: Factors, c: Float[Array, " B"]) -> Params:
     """Σ_i c_i g_i, in float32 at least."""
+    pairs, found = zip(factors.delta, factors.tape.a[:-1], strict=True), []
     if not factors.maps:
-        return weighted_sum(rank_one(factors), c)
-    layers = zip(factors.maps, factors.delta, factors.tape.a[:-1], strict=True)
-    found = []
-    for used, delta, a in layers:
+        return tuple(Layer(outer_sum(c, delta, a), bias_sum(c, delta)) for delta, a in pairs)
+    for used, (delta, a) in zip(factors.maps, pairs, strict=True):
         w = used.map.weighted_sum(c, delta, a)
         w = shaped(used.map, "weighted_sum(c, delta, a)", w, used.map.w_shape(a.shape[1:]))
         found.append(Layer(w, bias_sum(c, delta)))

@@ -13,6 +13,7 @@ of a convolution, one in a `lax.scan` becomes a plain nest of loops, seven times
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jbackprop.core.examples import block_size, bytes_of_example, sum_over_blocks
 from jbackprop.core.numerics import at_least_float32, wide
 from jbackprop.core.windows import Shape, Windows, as_padding, as_whole, as_wholes, windows
 
@@ -151,6 +153,8 @@ class Conv:
     def apply(self, w: Array, a: Array) -> Array:
         """z_p - b = w r_p(a)."""
         g = self._windows(a.shape)
+        if a.shape[-1] == 1:  # XLA reads channels side by side: of one it takes thrice as long
+            return (self.rows(a) @ w.reshape(len(w), -1).T).reshape(*g.out, len(w))
         pads = [*zip(g.low, g.high, strict=True)]
         kernel = jnp.moveaxis(w, 0, -1)  # (*kernel, channels, n)
         return _convolved(a[None], kernel, g.stride, pads, rhs_dilation=g.dilation)[0]
@@ -179,17 +183,22 @@ class Conv:
 
     def weighted_sum(self, c: Array, delta: Array, a: Array) -> Array:
         """Σ_i c_i Σ_p δ_ip r_p(a_i)ᵀ: a convolution over the input with δ as its kernel, whose
-        channels are the examples."""
-        g = self._windows(a.shape[1:])
+        channels are the examples of a block."""
         scaled, a = _scaled(c, delta, a)
-        lhs, rhs = jnp.moveaxis(a, 0, -1), jnp.moveaxis(scaled, 0, -2)
+        size = block_size(len(a), bytes_of_example((scaled, a)))
+        return sum_over_blocks(self._sum_of_block, scaled, a, size=size)
+
+    def _sum_of_block(self, delta: Array, a: Array) -> Array:
+        g = self._windows(a.shape[1:])
+        lhs, rhs = jnp.moveaxis(a, 0, -1), jnp.moveaxis(delta, 0, -2)
         # up to the last row that a kernel meets, of which all may be padding
         met = [n + r for n, r in zip(g.spread, g.reach, strict=True)]
         low = [min(lo, n) for lo, n in zip(g.low, met, strict=True)]
         seen = [min(m, n - lo) for m, n, lo in zip(g.positions, met, low, strict=True)]
         pads = [(lo, n - lo - m) for lo, n, m in zip(low, met, seen, strict=True)]
-        lhs = jnp.moveaxis(lhs[tuple(map(slice, seen))], -2, 0)  # (channels, *positions, B)
-        summed = _convolved(lhs, rhs, g.dilation, pads, rhs_dilation=g.stride, dtype=_sums_in(c))
+        lhs = jnp.moveaxis(lhs[tuple(map(slice, seen))], -2, 0)  # (channels, *positions, examples)
+        dtype = at_least_float32(delta.dtype)
+        summed = _convolved(lhs, rhs, g.dilation, pads, rhs_dilation=g.stride, dtype=dtype)
         return jnp.moveaxis(jnp.moveaxis(summed, 0, -2), -1, 0)
 
 
@@ -221,6 +230,29 @@ def over_positions(linear: Map, delta: Array, a: Array) -> tuple[Array, Array]:
     one, delta, a = jnp.ones(1, at_least_float32(delta.dtype)), delta[None], a[None]
     sums = linear.weighted_sum(one, delta, a), bias_sum(one, delta)
     return sums[0].astype(delta.dtype), sums[1].astype(delta.dtype)
+
+
+def rows_of(linear: Any) -> Callable[[Array], Array] | None:
+    """`rows`, where it says what `weighted_sum` says too: a class that inherits the one and has the
+    other of its own may be of another kind than its parent."""
+    rows = getattr(linear, "rows", None)
+    names = "apply", "transpose", "weighted_sum", "rows"
+    kinds = type(linear).__mro__
+    at = [next((i for i, k in enumerate(kinds) if name in vars(k)), -1) for name in names]
+    return rows if at[-1] <= min(at[:-1]) else None
+
+
+def sees_at_most(linear: Any, in_shape: Shape) -> int:
+    """ν, of which Σ_p ‖r_p(a)‖² ≤ ν ‖a‖² is known: how many rows may hold one and the same input.
+
+    Of a map without rows, in how many outputs it may be: then ‖Σ‖² ≤ ν ‖δ‖² ‖a‖² holds for the
+    sum of absolute products too."""
+    z_shape = linear.z_shape(in_shape)
+    if type(linear) is Conv:
+        g = linear._windows(in_shape)
+        sides = zip(g.size, g.stride, g.dilation, g.out, strict=True)
+        return math.prod(min(-(-k // s) if d == 1 else k, m) for k, s, d, m in sides)
+    return math.prod(z_shape[:-1] if rows_of(linear) else z_shape)
 
 
 def shaped(of: Any, what: str, value: Any, shape: Shape) -> Array:

@@ -14,19 +14,26 @@ from jbackprop.core.arrays import (
     check_size,
     is_concrete,
 )
-from jbackprop.core.factors import vectors_only
+from jbackprop.quantities.layers import RankOne, layers_of
+
+
+def gradient_shapes(factors: Any) -> list[tuple[Any, Any]]:
+    """Those of (w, b) per layer."""
+    shapes = []
+    for layer in layers_of(factors):
+        n = layer.delta.shape[-1]
+        plain = isinstance(layer, RankOne)
+        w = (n, layer.a.shape[1]) if plain else layer.map.w_shape(layer.a.shape[1:])
+        shapes.append((w, (n,)))
+    return shapes
 
 
 def as_direction(
     factors: Any, direction: Any, *, name: str = "direction"
 ) -> tuple[tuple[Array, Array], ...]:
     """(V, v) per layer, shaped as the gradient of these factors, in float32 at least."""
-    vectors_only(factors)
     dtype = factors.weight.dtype
-    shapes = [
-        ((d.shape[1], a.shape[1]), (d.shape[1],))
-        for d, a in zip(factors.delta, factors.tape.a[:-1], strict=True)
-    ]
+    shapes = gradient_shapes(factors)
     try:
         pairs = tuple((as_real(name, w, dtype), as_real(name, b, dtype)) for w, b in direction)
         got: Any = [(w.shape, b.shape) for w, b in pairs]
@@ -41,12 +48,17 @@ def as_direction(
 
 def check_same_network(factors: Any, other: Any) -> None:
     """Two batches whose gradients can be multiplied."""
-    vectors_only(factors)
-    vectors_only(other)
-    one, two = ([a.shape[1] for a in f.tape.a] for f in (factors, other))
-    if one != two:
+    if not factors.maps and not other.maps:
+        one, two = (tuple(a.shape[1] for a in f.tape.a) for f in (factors, other))
+        if one != two:
+            raise ValueError(f"other: expected factors of a network with sizes {one}, got {two}")
+    shapes = lambda f: [v.shape[1:] for v in (*f.delta, *f.tape.a)]
+    if factors.maps != other.maps or shapes(factors) != shapes(other):
+        maps = [[used.map for used in f.maps] for f in (factors, other)]
         raise ValueError(
-            f"other: expected factors of a network with sizes {tuple(one)}, got {tuple(two)}"
+            f"other: expected factors of a network with the maps {maps[0]} and inputs "
+            f"{shapes(factors)[len(factors.delta)]}, got {maps[1]} and "
+            f"{shapes(other)[len(other.delta)]}"
         )
 
 

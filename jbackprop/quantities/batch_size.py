@@ -23,9 +23,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.factors import Factors, mean_gradient, rank_one
+from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import (
+    SEEN,
     hypot,
     norm,
     norms_of_rows,
@@ -38,10 +39,11 @@ from jbackprop.core.numerics import (
     wide,
 )
 from jbackprop.quantities.arguments import as_direction
+from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
 from jbackprop.quantities.moments import deviations, second_moment
 from jbackprop.quantities.norms import in_range, norm_of_layers, squared_norm, squared_norms
-from jbackprop.quantities.spread import SEEN, Noise, centred, spread
-from jbackprop.quantities.statistics import plain_inner_products, rank_one_products
+from jbackprop.quantities.spread import Noise, centred, spread
+from jbackprop.quantities.statistics import plain_inner_products, plain_products
 
 Scalar = Float[Array, "*nets"]
 
@@ -88,18 +90,19 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
 
     By whichever takes less arithmetic: the products of all pairs, or ḡ itself."""
     p = found.share.p
-    batch, layers = len(p), rank_one(factors)
+    batch, layers = len(p), layers_of(factors)
     fine = in_range(factors)
-    pairs = batch * sum(d.shape[1] + a.shape[1] for d, a in layers)
-    if pairs < sum(d.shape[1] * a.shape[1] for d, a in layers):
-        products = sum(rank_one_products(*pair, *pair, fine) for pair in layers) @ p
+    shared = any(isinstance(layer, Shared) for layer in layers)
+    sizes = [(d.shape[1], a.shape[1]) for d, a in flat_pairs(layers)]
+    if not shared and batch * sum(n + m for n, m in sizes) < sum(n * m for n, m in sizes):
+        products = sum(plain_products(layer, layer, fine) for layer in layers) @ p
         squared_mean = p @ products
     else:
         mean = mean_gradient(factors)
-        products = plain_inner_products(factors, mean)
+        products = plain_inner_products(layers, mean)
         squared_mean = jnp.sum(squared_norm(mean))
     low, _ = safe_range(p.dtype)
-    s = jnp.sum(p @ jnp.square(found.lengths.product))
+    s = jnp.sum(p @ jnp.square(found.lengths.gradient))
     away = quotient(products, jnp.where(squared_mean == 0, 1, squared_mean)) - 1
     # what rounding leaves of ⟨g_i, ḡ⟩ is ε ‖g_i‖ ‖ḡ‖, and of ‖ḡ‖² by pairs, ε s
     clear = (p @ jnp.square(away)) * squared_mean >= s * SEEN**4
@@ -117,11 +120,12 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
     length = norm(norm_of_layers(mean))
     length = jnp.where(length == 0, 1, length)
     found = jnp.zeros_like(p)
-    for (delta, a), layer in zip(centred(factors, p), mean, strict=True):
-        w, b = quotient(layer.w, length), quotient(layer.b, length)
-        shift = jnp.einsum("bk,jk->bj", a.rows * a.unit, w) + b[None]
+    for layer, (delta, a), g in zip(layers_of(factors), centred(factors, p), mean, strict=True):
+        w, b = quotient(g.w, length), quotient(g.b, length)
+        shift = layer.through(w, a.rows * a.unit) + layer.at_positions(b)[None]
         plain = jnp.sum(delta.rows * shift, axis=1)
-        by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ (delta.mean @ w) * a.unit
+        back = layer.back(w, delta.mean)
+        by_parts = jnp.sum(delta.away * shift, axis=1) + a.away @ back * a.unit
         rows, away = (hypot(norms_of_rows(v) * a.unit, jnp.ones_like(p)) for v in (a.rows, a.away))
         size = p @ (norms_of_rows(delta.rows) * rows)
         parts = p @ (norms_of_rows(delta.away) * rows) + norms_of_rows(delta.mean) * (p @ away)

@@ -16,9 +16,10 @@ from jaxtyping import Array, Float
 from jbackprop.core.arrays import as_numbers, check_positive, is_concrete
 from jbackprop.core.factors import Factors, mean_gradient, sum_gradient
 from jbackprop.core.network import Params
-from jbackprop.core.numerics import norm, quotient, wide
+from jbackprop.core.numerics import norm, quotient, rounding, wide
 from jbackprop.quantities.arguments import as_limit
-from jbackprop.quantities.norms import example_norms, lengths
+from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
+from jbackprop.quantities.norms import Lengths, lengths
 
 
 def scale(factors: Factors, c: Any) -> Factors:
@@ -51,7 +52,6 @@ def _scale_layers(factors: Factors, c: Float[Array, "B _"]) -> Factors:
     """δ_i^l times c_{il}; c of shape (B, L), or (B, 1) for all layers alike."""
     c = jnp.broadcast_to(c, (len(c), len(factors.delta)))
     present = (factors.weight != 0)[:, None]
-    over = lambda column, d: column.reshape(-1, *(1,) * (d.ndim - 1))  # positions, if there are any
     delta = tuple(
         jnp.where(over(present, d), wide(d) * over(c[:, l : l + 1], d), 0)
         for l, d in enumerate(factors.delta)
@@ -59,19 +59,29 @@ def _scale_layers(factors: Factors, c: Float[Array, "B _"]) -> Factors:
     return factors._replace(delta=delta)
 
 
+def over(column: Array, rows: Array) -> Array:
+    """One number for each row, whatever its shape."""
+    return column.reshape(-1, *(1,) * (rows.ndim - 1))
+
+
 def rounded_up(norms: Float[Array, "*shape"], longest: int) -> Float[Array, "*shape"]:
     """Norms of rows of up to `longest` numbers, larger than what their rounding may have hidden.
 
-    The error of a sum of n squares grows as √n ε where roundings are independent, and as n ε over
-    the length of a vector register or more where they all go one way, as of equal numbers. What is
-    clipped by it is within its bound in exact arithmetic too: tested for rows of up to 10⁵."""
-    epsilon = float(jnp.finfo(norms.dtype).eps)
-    return norms * (1 + epsilon * (2 + math.sqrt(longest) / 4 + longest / 400))
+    What is clipped by it is within its bound in exact arithmetic too."""
+    return norms * (1 + rounding(longest, norms.dtype))
 
 
 def longest_row(factors: Factors) -> int:
-    """The most numbers in a δ or an a."""
-    return max(v.shape[1] for v in (*factors.tape.a, *factors.delta))
+    """The most numbers in a δ or an a, or in a matrix whose own norm is taken."""
+    layers = layers_of(factors)
+    rows = [rows.shape[1] for pair in flat_pairs(layers) for rows in pair]
+    matrices = [math.prod(layer.matrix_shape) for layer in layers if isinstance(layer, Shared)]
+    return max(*rows, *matrices)
+
+
+def at_most(factors: Factors, found: Lengths) -> Float[Array, " B"]:
+    """A number that no ‖g_i‖ is above."""
+    return rounded_up(norm(found.gradient), longest_row(factors)) + norm(found.hidden)
 
 
 def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape"]:
@@ -110,7 +120,7 @@ def clip(factors: Factors, max_norm: Any) -> Factors:
     [1.0, 4.0]
     """
     limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
-    norms = rounded_up(example_norms(factors), longest_row(factors))
+    norms = at_most(factors, lengths(factors))
     return _scale_layers(factors, shrink(norms, limit)[:, None])
 
 
@@ -123,7 +133,8 @@ def clip_layers(factors: Factors, max_norms: Any) -> Factors:
     """
     shape = (len(factors.delta),)
     limits = as_limit("max_norms", max_norms, shape, factors.weight.dtype)
-    norms = rounded_up(lengths(factors).product, longest_row(factors))
+    found = lengths(factors)
+    norms = rounded_up(found.gradient, longest_row(factors)) + found.hidden
     return _scale_layers(factors, shrink(norms, jnp.broadcast_to(limits, norms.shape)))
 
 
@@ -135,7 +146,7 @@ def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
     arXiv:2206.07136.
     """
     gamma = as_limit("gamma", gamma, (), factors.weight.dtype)
-    norms = rounded_up(example_norms(factors), longest_row(factors)) + gamma
+    norms = at_most(factors, lengths(factors)) + gamma
     c = quotient(jnp.ones_like(norms), jnp.where(norms == 0, 1, norms))
     return _scale_layers(factors, c[:, None])
 
@@ -160,9 +171,9 @@ class ClippedSum:
     def __call__(self, factors: Factors) -> Params:
         found = lengths(factors)
         finite = (jnp.isfinite(found.delta) & jnp.isfinite(found.a)).all(axis=1)
-        keep = lambda leaves: tuple(jnp.where(finite[:, None], v, 0) for v in leaves)
+        keep = lambda leaves: tuple(jnp.where(over(finite, v), v, 0) for v in leaves)
         tape = factors.tape._replace(a=keep(factors.tape.a))
-        c = shrink(rounded_up(norm(found.product), longest_row(factors)), self.max_norm)
+        c = shrink(at_most(factors, found), self.max_norm)
         bounded = _scale_layers(
             factors._replace(delta=keep(factors.delta), tape=tape),
             jnp.where(finite, c, 0)[:, None],

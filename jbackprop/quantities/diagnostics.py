@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.factors import Factors, vectors_only
+from jbackprop.core.factors import Factors
 from jbackprop.core.network import Network
 from jbackprop.core.numerics import (
+    SEEN,
     norm,
     over_total,
     power_of_two,
@@ -27,7 +28,7 @@ from jbackprop.core.numerics import (
 from jbackprop.quantities.arguments import as_edges
 from jbackprop.quantities.batch_size import norm_test_of, split_tests_of
 from jbackprop.quantities.norms import lengths, norm_of_layers
-from jbackprop.quantities.spread import SEEN, NoiseScale, noise_scale_of, spread
+from jbackprop.quantities.spread import NoiseScale, noise_scale_of, spread
 
 
 class Spread(NamedTuple):
@@ -54,7 +55,7 @@ def _spread_of(factors: Factors, norms: Float[Array, "B L"], p: Float[Array, " B
         columns = []
         for delta, column in zip(factors.delta, norms.T, strict=True):
             size = power_of_two(jnp.max(column))
-            rows, of_rows = wide(delta) / size, column / size
+            rows, of_rows = wide(delta).reshape(len(delta), -1) / size, column / size
             r, of_r = rows[jnp.argmax(p)], of_rows[jnp.argmax(p)]
             longer = ratio(jnp.sum((rows - r[None]) * (rows + r[None]), axis=1), of_rows + of_r)
             columns.append((longer - p @ longer) * size)
@@ -71,7 +72,8 @@ class Units(NamedTuple):
     """Shares of a hidden layer's units, from 0 to 1: each of shape (L - 1,).
 
     Attributes:
-        dead: units that pass no error back for any example: |f'(z)| below the threshold for all.
+        dead: units that pass no error back for any example: |f'(z)| below the threshold for all. Of
+            a convolution a unit is a channel, at all its positions.
         saturated: |f'(z)| below the threshold, on average over units and examples.
     """
 
@@ -81,14 +83,16 @@ class Units(NamedTuple):
 
 def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     """Dead and saturated units of every hidden layer, by |f'(z^l)| < threshold."""
-    vectors_only(factors)
     present = factors.weight > 0
     dtype = factors.weight.dtype
     share = over_total(present.astype(dtype))
     dead, saturated = [], []
     for f, z in zip(net.activations[:-1], factors.tape.z[:-1], strict=True):
-        flat = (jnp.abs(wide(jax.vmap(f.slope)(z))) < threshold) & present[:, None]
-        everywhere = jnp.all(flat | ~present[:, None], axis=0) & jnp.any(present)
+        slopes = wide(jax.vmap(f.slope)(z))
+        slopes = slopes.reshape(len(z), -1, z.shape[-1])  # one position, or all of a channel
+        here = present[:, None, None]
+        flat = (jnp.abs(slopes) < threshold) & here
+        everywhere = jnp.all(flat | ~here, axis=(0, 1)) & jnp.any(present)
         dead.append(jnp.mean(everywhere.astype(dtype)))
         # counted in whole numbers: a million float32 shares do not add up to 1
         saturated.append(jnp.mean(jnp.sum(flat, axis=0).astype(dtype)) * share)
@@ -129,14 +133,13 @@ def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
     Raises:
         ValueError: edges are no increasing numbers (every count is NaN instead where traced).
     """
-    vectors_only(factors)
     dtype = factors.weight.dtype
     a_edges = as_edges("a_edges", a_edges, dtype)
     delta_edges = as_edges("delta_edges", delta_edges, dtype)
 
     def counts(values: Array, edges: Array) -> Array:
         # at the value's own bin, one after the other: a difference of counts would round
-        values = wide(values)
+        values = wide(values).reshape(len(values), -1)
         inside = [values < edges[0]]
         inside += [(values >= low) & (values < high) for low, high in pairwise(edges)]
         inside += [values >= edges[-1]]
@@ -188,7 +191,7 @@ class ObserveAll:
         along, across = split_tests_of(factors, found)
         return Panel(
             cost=weighted_mean(factors.cost, factors.weight),
-            norms=norm(found.lengths.product),
+            norms=norm(found.lengths.gradient),
             noise=noise_scale_of(found),
             norm_test=norm_test_of(found),
             inner_product_test=along,

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.factors import Factors, rank_one, weighted_sum
+from jbackprop.core.factors import Factors, sums_over_batch
 from jbackprop.core.network import Params
-from jbackprop.core.numerics import norm, root, safe_range, unit, unless
+from jbackprop.core.numerics import SEEN, norm, root, rounding, safe_range, unit, unless
 from jbackprop.quantities.arguments import as_groups, as_limit
-from jbackprop.quantities.clipping import longest_row, rounded_up, scale, shrink
-from jbackprop.quantities.norms import example_norms, norm_of_layers
-from jbackprop.quantities.spread import SEEN
+from jbackprop.quantities.clipping import longest_row, over, scale, shrink
+from jbackprop.quantities.norms import lengths, norm_of_layers
 from jbackprop.quantities.statistics import gram
 
 
@@ -62,21 +61,24 @@ def _group_gradients(factors: Factors, groups: Any, outside: Any, num_groups: in
 def _sum_of(factors: Factors, member: Bool[Array, " B"]) -> Params:
     """Σ w_i g_i of the members."""
     # where, not a product: NaN of another group must stay there
-    keep = lambda rows: jnp.where(member[:, None], rows, 0)
-    pairs = [(keep(delta), keep(a)) for delta, a in rank_one(factors)]
-    return weighted_sum(pairs, jnp.where(member, factors.weight, 0))
+    keep = lambda leaves: tuple(jnp.where(over(member, rows), rows, 0) for rows in leaves)
+    tape = factors.tape._replace(a=keep(factors.tape.a))
+    members = factors._replace(delta=keep(factors.delta), tape=tape)
+    return sums_over_batch(members, jnp.where(member, factors.weight, 0))
 
 
 @partial(jax.jit, static_argnames="num_groups")
 def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) -> Any:
-    """‖Σ_{i in u} w_i g_i‖ and Σ_{i in u} w_i ‖g_i‖ of every group, (num_groups,) each.
+    """‖Σ_{i in u} w_i g_i‖ of every group, Σ_{i in u} w_i ‖g_i‖, and the sum of what its members'
+    sums over positions may hide by rounding, (num_groups,) each.
 
     Where members cancel, a sum of their products is no norm: a group whose square is below a
     sixteenth of what orthogonal members would have is added up first, and then measured."""
     weight, largest = unit(factors.weight), jax.lax.stop_gradient(jnp.max(factors.weight))
     together = groups[:, None] == groups[None, :]
     rows = jnp.where(together, gram(factors) * (weight[:, None] * weight[None, :]), 0).sum(1)
-    norms = weight * example_norms(factors)
+    found = lengths(factors)
+    norms, hidden = weight * norm(found.gradient), weight * norm(found.hidden)
     # an absent row may have any id: its norm is 0, and adds nothing wherever it goes
     of_group = lambda values: jax.ops.segment_sum(values, groups, num_groups)
     low, high = safe_range(norms.dtype)
@@ -97,7 +99,8 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
         lambda: jax.lax.map(measured, (jnp.arange(num_groups), squared, clear)),
     )
     spoilt = jnp.where(outside.any(), jnp.nan, 0)
-    return of_sum + spoilt, of_group(norms) * largest + spoilt
+    parts = [of_group(values) * largest + spoilt for values in (norms, hidden)]
+    return of_sum + spoilt, *parts
 
 
 def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float[Array, " groups"]:
@@ -120,9 +123,11 @@ def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) ->
     """
     limit = as_limit("max_norm", max_norm, (), factors.weight.dtype)
     groups, outside = as_groups(factors, groups, num_groups)
-    norms, parts = group_norms(factors, groups, outside, int(num_groups))
-    # every scaled δ is rounded by itself: where members cancel that is all of their sum's error
-    rounding = float(jnp.finfo(parts.dtype).eps)
-    most = rounded_up(norms, int(longest_row(factors) / SEEN**2)) + 2 * rounding * parts
-    c = shrink(most, limit)
+    norms, parts, hidden = group_norms(factors, groups, outside, int(num_groups))
+    dtype = norms.dtype
+    lost = rounding(longest_row(factors), dtype) / SEEN * norms  # by products that may cancel
+    # and every scaled δ is rounded by itself: where members cancel that is all of their sum's error
+    lost += 2 * float(jnp.finfo(dtype).eps) * parts
+    # a sum over positions is rounded where it is added up, and where its δ is scaled
+    c = shrink(norms + lost + 2 * hidden, limit)
     return scale(factors, c[groups])

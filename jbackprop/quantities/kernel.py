@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from jbackprop.core.arrays import check_size
 from jbackprop.core.backward import propagate
 from jbackprop.core.checks import as_input
-from jbackprop.core.network import Network, Params, as_layers, forward
+from jbackprop.core.network import Network, Params, as_layers, forward, pooled, unpooled
+from jbackprop.quantities.layers import RankOne, flat_pairs, layer_of
 from jbackprop.quantities.norms import pairs_in_range
 from jbackprop.quantities.statistics import products_of_all
 
@@ -40,8 +41,8 @@ def empirical_ntk(
     Args:
         net: the network.
         params: (w^l, b^l) per layer.
-        x: inputs of shape (N, n_0).
-        other: inputs of shape (N', n_0); by default x.
+        x: inputs of shape (N, n_0), or (N, *shape of one).
+        other: N' of them; by default x.
         per_output: whether to keep the outputs apart: then (n_L, N, N').
         block_size: rows of a block, and columns.
 
@@ -56,8 +57,6 @@ def empirical_ntk(
     [[6.0, 7.0], [7.0, 10.0]]
     """
     check_size("block_size", block_size)
-    if not net.flat:
-        raise ValueError(f"net: expected a dense network of vectors, so far, got sizes {net.sizes}")
     layers = as_layers(net, params)
     x = as_input(net, x, layers[0].w.dtype, lead=1)
     other = x if other is None else as_input(net, other, x.dtype, lead=1)
@@ -67,21 +66,8 @@ def empirical_ntk(
 @partial(jax.jit, static_argnums=(0, 4, 5))
 def _kernel(net: Network, layers: Params, x: Any, other: Any, apart: bool, size: int) -> Array:
     sides = [_blocks(side, size) for side in (x, other)]
-    jacobian = jax.vmap(partial(_jacobian_factors, net, layers))
-
-    def block(rows: Array, columns: Array) -> Array:
-        one, other = jacobian(rows), jacobian(columns)
-        side_by_side = lambda pairs: [(d.reshape(len(d), -1), a) for d, a in pairs]
-        every = [pairs_in_range(side_by_side(pairs)).all() for pairs in (one, other)]
-        fine = every[0] & every[1]
-        if not apart:  # Σ_k δ_k · δ'_k is one product of all outputs' δ side by side
-            return products_of_all(side_by_side(one), side_by_side(other), fine)
-        (deltas, a), (deltas2, a2) = (zip(*pairs, strict=True) for pairs in (one, other))
-        of_output = lambda ds, ds2: products_of_all(
-            [*zip(ds, a, strict=True)], [*zip(ds2, a2, strict=True)], fine
-        )
-        return jax.vmap(of_output, in_axes=1)(deltas, deltas2)
-
+    of_block = _products_of_vectors if net.flat else _products_by_output
+    block = partial(of_block, net, layers, apart)
     per_row = lambda rows: jax.lax.map(lambda columns: block(rows, columns), sides[1])
     blocks = jax.lax.map(per_row, sides[0])  # (rows, columns, [k], i, j)
     blocks = jnp.moveaxis(blocks, -2, 1)  # (rows, i, columns, [k], j)
@@ -92,20 +78,59 @@ def _kernel(net: Network, layers: Params, x: Any, other: Any, apart: bool, size:
     return whole[..., : len(x), : len(other)]
 
 
+def _products_of_vectors(
+    net: Network, layers: Params, apart: bool, rows: Array, columns: Array
+) -> Array:
+    """Of a pass for all outputs at once."""
+    outputs = jnp.arange(net.shapes[-1][0])
+    one = lambda x, k: _factors_of_output(net, layers, x, k)
+    jacobian = jax.vmap(lambda x: [(d, a[0]) for d, a in jax.vmap(partial(one, x))(outputs)])
+    one, other = jacobian(rows), jacobian(columns)
+    side_by_side = lambda pairs: [RankOne(d.reshape(len(d), -1), a) for d, a in pairs]
+    in_range = lambda pairs: jnp.all(pairs_in_range(flat_pairs(side_by_side(pairs))))
+    fine = in_range(one) & in_range(other)
+    if not apart:  # Σ_k δ_k · δ'_k is one product of all outputs' δ side by side
+        return products_of_all(side_by_side(one), side_by_side(other), fine)
+    (deltas, a), (deltas2, a2) = (zip(*pairs, strict=True) for pairs in (one, other))
+    of_output = lambda ds, ds2: products_of_all(
+        [*map(RankOne, ds, a)], [*map(RankOne, ds2, a2)], fine
+    )
+    return jax.vmap(of_output, in_axes=1)(deltas, deltas2)
+
+
+def _products_by_output(
+    net: Network, layers: Params, apart: bool, rows: Array, columns: Array
+) -> Array:
+    """Of a pass for each output, one after the other."""
+
+    def of_output(k: Array) -> Array:
+        factors = jax.vmap(lambda x: _factors_of_output(net, layers, x, k))
+        one, other = (
+            [layer_of(linear, *pair) for linear, pair in zip(net.maps, factors(x), strict=True)]
+            for x in (rows, columns)
+        )
+        in_range = lambda side: jnp.all(pairs_in_range(flat_pairs(side)))
+        return products_of_all(one, other, in_range(one) & in_range(other))
+
+    every = jax.lax.map(of_output, jnp.arange(net.shapes[-1][0]))
+    return every if apart else every.sum(axis=0)
+
+
 def _blocks(x: Array, size: int) -> Array:
-    """(blocks, size, n_0), the last one filled up with zeros."""
+    """(blocks, size, *shape), the last one filled up with zeros."""
     size = min(size, len(x))
-    filled = jnp.pad(x, ((0, -len(x) % size), (0, 0)))
-    return filled.reshape(-1, size, x.shape[1])
+    filled = jnp.pad(x, ((0, -len(x) % size), *[(0, 0)] * (x.ndim - 1)))
+    return filled.reshape(-1, size, *x.shape[1:])
 
 
-def _jacobian_factors(net: Network, layers: Params, x: Array) -> list[tuple[Array, Array]]:
-    """(δ_k^l of every output k, a^{l-1}) of every layer, of ONE example."""
+def _factors_of_output(
+    net: Network, layers: Params, x: Array, k: Array
+) -> list[tuple[Array, Array]]:
+    """(δ_k^l, a^{l-1}) of every layer, of output k of ONE example: δ_k^L is ∂y_k/∂z^L."""
     tape = forward(net, layers, x)
-    z, output = tape.z[-1], net.output
-    if output.pull is None:
-        starts = jnp.diag(output.slope(z))  # row k is ∂y_k/∂z^L
-    else:
-        starts = jax.vmap(lambda e: output.back(z, e))(jnp.eye(len(z), dtype=z.dtype))
-    deltas = jax.vmap(lambda start: propagate(net, layers, tape, start))(starts)
-    return [*zip(deltas, tape.a[:-1], strict=True)]
+    pool, output = net.pools[-1], net.output
+    z = pooled(pool, tape.z[-1])
+    e = (jnp.arange(len(z)) == k).astype(z.dtype)
+    start = e * output.slope(z) if output.pull is None else output.back(z, e)
+    start = unpooled(pool, tape.z[-1], start)
+    return [*zip(propagate(net, layers, tape, start), tape.a[:-1], strict=True)]

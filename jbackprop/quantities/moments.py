@@ -14,9 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jbackprop.core.factors import Factors, mean_gradient, rank_one, weighted_sum
+from jbackprop.core.factors import Factors, mean_gradient
+from jbackprop.core.linear import bias_sum, outer_sum
 from jbackprop.core.network import Layer, Params
 from jbackprop.core.numerics import (
+    SEEN,
     norms_of_rows,
     over_total,
     power_of_two,
@@ -27,8 +29,11 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.quantities.ghost import in_units, norms_of
+from jbackprop.quantities.layers import Shared, Some, layers_of
+from jbackprop.quantities.matrices import by_position, deviations_of, sum_of_squares
 from jbackprop.quantities.norms import in_range
-from jbackprop.quantities.spread import SEEN, centred, product_of_deviations
+from jbackprop.quantities.spread import centred, product_of_deviations
 
 
 @jax.jit
@@ -43,9 +48,16 @@ def second_moment(factors: Factors) -> Params:
 
 
 def _squares(factors: Factors) -> Params:
-    squares = [(square(delta), square(a)) for delta, a in rank_one(factors)]
     weight = unit(factors.weight)
-    return jax.tree.map(lambda g: g * over_total(weight), weighted_sum(squares, weight))
+
+    def of_layer(layer: Some) -> Layer:
+        if isinstance(layer, Shared):
+            return Layer(*sum_of_squares(layer, weight))
+        delta, a = square(layer.delta), square(layer.a)
+        return Layer(outer_sum(weight, delta, a), bias_sum(weight, delta))
+
+    sums = tuple(of_layer(layer) for layer in layers_of(factors))
+    return jax.tree.map(lambda g: g * over_total(weight), sums)
 
 
 def _in_units(layer: Layer, units: Layer) -> Layer:
@@ -68,9 +80,24 @@ def _balanced_squares(factors: Factors) -> list[tuple[Layer, Layer]]:
         )
         return jnp.einsum("b,bj,bk->jk", p, *halves), largest
 
-    for delta, a in rank_one(factors):
-        delta, a = wide(delta), wide(a)
-        w, of_w = balanced(delta, a)
+    def of_matrices(layer: Shared) -> tuple[Array, Array]:
+        largest = power_of_two(jnp.max(norms_of(layer, factors.weight != 0).gradient))
+        half = root(largest)
+
+        def one(share: Array, delta: Array, a: Array) -> Array:
+            (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
+            w, _ = layer.gradient(delta, a)
+            return share * jnp.square(w * (of_delta / half) * (of_a / half))
+
+        return layer.in_w_shape(layer.summed(one, p, layer.delta, layer.a)), largest
+
+    for layer in layers_of(factors):
+        if isinstance(layer, Shared):
+            w, of_w = of_matrices(layer)
+            delta = by_position(layer.delta).sum(axis=1)
+        else:
+            delta, a = wide(layer.delta), wide(layer.a)
+            w, of_w = balanced(delta, a)
         of_b = power_of_two(jnp.max(norms_of_rows(delta)))
         found.append((Layer(w, p @ jnp.square(delta / of_b)), Layer(of_w, of_b)))
     return found
@@ -107,15 +134,23 @@ def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Any]:
     p = shares(factors.weight)
     products = lambda rows, columns: jnp.einsum("bj,bk->jk", p[:, None] * rows, columns)
     variances, units = [], []
-    layers = zip(centred(factors, p), mean, _balanced_squares(factors), strict=True)
-    for (delta, a), layer, (moment, units_of) in layers:
+    found = centred(factors, p), mean, _balanced_squares(factors)
+    for layer, (delta, a), g, (moment, units_of) in zip(layers_of(factors), *found, strict=True):
         scale = jnp.square(delta.unit / units_of.w * a.unit)
+        plain = moment.w - jnp.square(g.w / units_of.w)
+        if isinstance(layer, Shared):
+            apart = deviations_of(layer, p, delta, a)
+            w = jnp.where(scale * apart.terms < moment.w, scale * apart.w, jnp.maximum(plain, 0))
+            b = jnp.square(delta.unit / units_of.b) * apart.b
+            variances.append(Layer(w, b))
+            units.append(units_of)
+            continue
         own = scale * products(delta.away**2, a.rows**2)
         mixed = scale * 2 * delta.mean[:, None] * products(delta.away, a.rows * a.away)
         other = scale * jnp.outer(delta.mean**2, p @ a.away**2)
         both = scale * jnp.square(product_of_deviations(p, delta, a))
         smaller = own + jnp.abs(mixed) + other < moment.w
-        by_parts, plain = own + mixed + other - both, moment.w - jnp.square(layer.w / units_of.w)
+        by_parts = own + mixed + other - both
         w = jnp.maximum(jnp.where(smaller, by_parts, plain), 0)
         variances.append(Layer(w, p @ jnp.square(delta.away * (delta.unit / units_of.b))))
         units.append(units_of)

@@ -1,6 +1,7 @@
 """The norm of every example's gradient, from its factors: ‖g_i^l‖ = ‖δ_i^l‖ ‖ã_i^{l-1}‖.
 
-With ã = (a, 1), for w and b together. No gradient is formed: the backward pass stops at δ.
+With ã = (a, 1), for w and b together. No gradient is formed: the backward pass stops at δ. Where
+weights are shared by positions, `ghost.py` has the norm.
 Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv:1510.01799.
 """
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.factors import Factors, rank_one
+from jbackprop.core.factors import Factors
 from jbackprop.core.numerics import (
     hypot,
     norm,
@@ -22,8 +23,10 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.quantities.ghost import norms_of
+from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
 
-Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer
+Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer, all of an example in a row
 
 
 def _squares(pairs: Pairs) -> tuple[Array, Array]:
@@ -44,57 +47,77 @@ def pairs_in_range(pairs: Pairs) -> Bool[Array, "B L"]:
 
 def in_range(factors: Factors) -> Bool[Array, ""]:
     """Whether that is so for every row that is present."""
-    return jnp.all(pairs_in_range(rank_one(factors)) | (factors.weight == 0)[:, None])
+    pairs = flat_pairs(layers_of(factors))
+    return jnp.all(pairs_in_range(pairs) | (factors.weight == 0)[:, None])
 
 
 class Lengths(NamedTuple):
-    """‖δ_i^l‖ and ‖ã_i^{l-1}‖ of every example and layer, right over the whole range of a dtype."""
+    """The norms of every example and layer, right over the whole range of a dtype; (B, L) each.
+
+    Attributes:
+        delta: ‖δ_i^l‖.
+        a: ‖ã_i^{l-1}‖.
+        gradient: ‖g_i^l‖, their product where a matrix is used once.
+        hidden: how much longer a sum over positions may be than rounding lets it look.
+    """
 
     delta: Float[Array, "B L"]
     a: Float[Array, "B L"]
-
-    @property
-    def product(self) -> Float[Array, "B L"]:
-        """‖g_i^l‖. A δ of 0 passes nothing on, however long a is."""
-        return self.delta * jnp.where(self.delta == 0, 1, self.a)
+    gradient: Float[Array, "B L"]
+    hidden: Float[Array, "B L"]
 
 
 @jax.jit
 def lengths(factors: Factors) -> Lengths:
     """By squares, or the longer way where a square would be out of range."""
-    pairs = rank_one(factors)
+    layers, present = layers_of(factors), factors.weight != 0
+    delta, a = _lengths_of_pairs(flat_pairs(layers), present)
+    # a δ of 0 passes nothing on, however long a is
+    gradient = delta * jnp.where(delta == 0, 1, a)
+    hidden = jnp.zeros_like(gradient)
+    for l, layer in enumerate(layers):
+        if isinstance(layer, Shared):
+            found = norms_of(layer, present)
+            gradient = gradient.at[:, l].set(found.gradient)
+            hidden = hidden.at[:, l].set(found.hidden)
+    return Lengths(delta, a, gradient, hidden)
+
+
+def _lengths_of_pairs(pairs: Pairs, present: Bool[Array, " B"]) -> tuple[Array, Array]:
+    """‖δ_i^l‖ and ‖ã_i^{l-1}‖."""
     delta, a = _squares(pairs)
 
-    def careful() -> Lengths:
+    def careful() -> tuple[Array, Array]:
         columns = lambda norms: jnp.stack([*norms], axis=-1)
         # the 1 that was added to a square matters to no choice of a scale
         d = columns(norms_of_rows(v, s) for (v, _), s in zip(pairs, delta.T, strict=True))
         b = columns(norms_of_rows(v, s) for (_, v), s in zip(pairs, a.T, strict=True))
-        return Lengths(d, hypot(b, jnp.ones_like(b)))
+        return d, hypot(b, jnp.ones_like(b))
 
-    fine = jnp.all(_fine(delta, a) | (factors.weight == 0)[:, None])
-    return unless(fine, lambda: Lengths(root(delta), jnp.sqrt(a)), careful)
+    fine = jnp.all(_fine(delta, a) | ~present[:, None])
+    return unless(fine, lambda: (root(delta), jnp.sqrt(a)), careful)
 
 
 def example_norms(factors: Factors) -> Float[Array, " B"]:
     """‖g_i‖ of every example, right wherever it is a number of the dtype."""
-    return norm(lengths(factors).product)
+    return norm(lengths(factors).gradient)
 
 
 @jax.jit
 def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
     """‖g_i^l‖² = ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example and layer, (B, L). Cost: 2/3.
 
-    Infinite or 0 only where the square itself is out of range. Goodfellow, 2015, arXiv:1510.01799.
+    Of a convolution ‖Σ_p δ_ip r_p(a_i)ᵀ‖² + ‖Σ_p δ_ip‖², at about the cost of a gradient. Infinite
+    or 0 only where the square itself is out of range. Goodfellow, 2015, arXiv:1510.01799.
     """
-    return jnp.square(lengths(factors).product)
+    return jnp.square(lengths(factors).gradient)
 
 
 @jax.jit
 def squared_norms(factors: Factors) -> Float[Array, " B"]:
     """‖g_i‖² = Σ_l ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example, (B,). Cost: 2/3.
 
-    Goodfellow, 2015, arXiv:1510.01799.
+    Of convolutions see `layer_squared_norms`. Goodfellow, 2015, arXiv:1510.01799.
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb

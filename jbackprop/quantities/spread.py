@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.factors import Factors, mean_gradient, rank_one
+from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import (
+    SEEN,
     norms_of_rows,
     power_of_two,
     ratio,
@@ -34,12 +35,11 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
+from jbackprop.quantities.matrices import deviations_of
 from jbackprop.quantities.norms import Lengths, lengths, squared_norm
 
 Scalar = Float[Array, "*nets"]
-# A difference that is smaller than this share of what it was taken from is worked out the other
-# way: its rounding error would be above 16 ε.
-SEEN = 1 / 16
 
 
 class Share(NamedTuple):
@@ -72,7 +72,7 @@ class Noise(NamedTuple):
 
     Attributes:
         share: p, κ and 1 - κ.
-        lengths: ‖δ_i^l‖ and ‖ã_i^{l-1}‖, (B, L); their product is ‖g_i^l‖.
+        lengths: ‖δ_i^l‖, ‖ã_i^{l-1}‖ and ‖g_i^l‖, (B, L).
         around: Σ p_i ‖g_i^l - ḡ^l‖² / unit².
         mean: ‖ḡ^l‖² / unit².
         unit: 1, or a power of two where the squares would be out of range.
@@ -104,7 +104,7 @@ def spread(factors: Factors) -> Noise:
     """Σ p_i ‖g_i^l - ḡ^l‖² and ‖ḡ^l‖² of every layer. Cost: 1 beside the gradient, or 4/3."""
     shared, mean, of_rows = share(factors), mean_gradient(factors), lengths(factors)
     low, high = safe_range(shared.p.dtype)
-    norms = of_rows.product
+    norms = of_rows.gradient
     small = norms < high**0.5
     s, m = shared.p @ jnp.square(jnp.where(small, norms, 0)), squared_norm(mean)
     plain = s - m
@@ -113,7 +113,7 @@ def spread(factors: Factors) -> Noise:
     by_layer = unless(
         jnp.all(fine) | jnp.all(factors.weight == 0),
         lambda: (plain, m, jnp.ones_like(s)),
-        lambda: _careful_spread(factors, shared.p, mean, of_rows.product),
+        lambda: _careful_spread(factors, shared.p, mean, norms),
     )
     return Noise(shared, of_rows, *by_layer)
 
@@ -124,12 +124,19 @@ def _careful_spread(
     sizes = jnp.max(norms, axis=0)
     units = power_of_two(jnp.where(sizes == 0, jnp.max(sizes), sizes))
     columns = []
-    for pair, layer, unit, column in zip(centred(factors, p), mean, units, norms.T, strict=True):
-        delta, a = pair
+    found = centred(factors, p), mean, units, norms.T
+    for layer, (delta, a), g, unit, column in zip(layers_of(factors), *found, strict=True):
         s = p @ jnp.square(column / unit)
-        m = sum(jnp.sum(square(wide(g) / unit)) for g in layer)
+        m = sum(jnp.sum(square(wide(leaf) / unit)) for leaf in g)
         of_b = jnp.square(delta.unit / unit)
         of_w = jnp.square(delta.unit / unit * a.unit)
+        if isinstance(layer, Shared):
+            apart = deviations_of(layer, p, delta, a)
+            of_bias = of_b * jnp.sum(apart.b)
+            size = of_w * jnp.sum(apart.terms) + of_bias
+            by_parts = of_w * jnp.sum(apart.w) + of_bias
+            columns.append((jnp.where(size < s, by_parts, jnp.maximum(s - m, 0)), m))
+            continue
         parts = [
             of_b * (p @ squared_rows(delta.away)),
             of_w * (p @ (squared_rows(delta.away) * squared_rows(a.rows))),
@@ -163,7 +170,8 @@ def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Cent
         mean = pivot + p @ (rows - pivot[None])
         return Centred(rows, mean, rows - mean[None], unit)
 
-    return [(about_mean(delta), about_mean(a)) for delta, a in rank_one(factors)]
+    pairs = flat_pairs(layers_of(factors))
+    return [(about_mean(delta), about_mean(a)) for delta, a in pairs]
 
 
 def product_of_deviations(p: Any, delta: Centred, a: Centred) -> Float[Array, "n_out n_in"]:

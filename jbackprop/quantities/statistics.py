@@ -10,13 +10,15 @@ network of equal widths n ≥ B. Squares and sums are taken in float32 at least.
 δ = 0 and so contributes nothing; else a weight enters means only, never g_i.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.factors import Factors, rank_one
+from jbackprop.core.factors import Factors
 from jbackprop.core.numerics import (
     norms_of_rows,
     shares,
@@ -24,7 +26,10 @@ from jbackprop.core.numerics import (
     wide,
 )
 from jbackprop.quantities.arguments import as_direction, check_same_network
-from jbackprop.quantities.norms import Pairs, in_range
+from jbackprop.quantities.ghost import in_units
+from jbackprop.quantities.layers import RankOne, Shared, Some, flat_pairs, layers_of
+from jbackprop.quantities.matrices import kronecker_of_positions, products_of_matrices
+from jbackprop.quantities.norms import in_range
 
 
 def with_one(a: Float[Array, "B n"]) -> Float[Array, "B n1"]:
@@ -55,15 +60,17 @@ def inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
 
 @jax.jit
 def _inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
-    layers = [*zip(rank_one(factors), direction, strict=True)]
-    plain = plain_inner_products(factors, direction)
+    layers = layers_of(factors)
+    plain = plain_inner_products(layers, direction)
 
     def careful() -> Array:
-        """The same as ‖g_i‖ times a projection of its direction."""
+        """The same as ‖δ_i‖ ‖ã_i‖ times what their directions give."""
         total = jnp.zeros_like(factors.weight)
-        for (delta, a), (w, b) in layers:
+        triples = zip(layers, flat_pairs(layers), direction, strict=True)
+        for layer, (delta, a), (w, b) in triples:
             (d, size), (augmented, length) = directions(delta), directions(with_one(a))
-            shift = jnp.einsum("bk,jk->bj", augmented, jnp.concatenate([w, b[:, None]], axis=1))
+            shift = layer.through(w, augmented[:, :-1])
+            shift += augmented[:, -1:] * layer.at_positions(wide(b))[None]
             length = jnp.where(size == 0, 1, length)  # a δ of 0 passes no infinity on
             total += jnp.einsum("bj,bj->b", d, shift) * size * length
         return total
@@ -71,11 +78,12 @@ def _inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
     return unless(in_range(factors), lambda: plain, careful)
 
 
-def plain_inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
+def plain_inner_products(layers: list[Some], direction: Any) -> Float[Array, " B"]:
     """Σ_l δ_i^l · (V^l a_i^{l-1} + v^l), where that is in range."""
-    total = jnp.zeros_like(factors.weight)
-    for (delta, a), (w, b) in zip(rank_one(factors), direction, strict=True):
-        shift = jnp.einsum("bk,jk->bj", wide(a), wide(w)) + wide(b)[None]
+    total = jnp.zeros((), wide(layers[0].delta).dtype)
+    triples = zip(layers, flat_pairs(layers), direction, strict=True)
+    for layer, (delta, a), (w, b) in triples:
+        shift = layer.through(w, a) + layer.at_positions(wide(b))[None]
         total += jnp.einsum("bj,bj->b", wide(delta), shift)
     return total
 
@@ -90,21 +98,25 @@ def gram(factors: Factors, other: Factors | None = None) -> Float[Array, "B B2"]
     Raises:
         ValueError: other belongs to a network of other sizes.
     """
-    other = factors if other is None else other
-    check_same_network(factors, other)
+    if other is not None:
+        check_same_network(factors, other)
     return _gram(factors, other)
 
 
 @jax.jit
-def _gram(factors: Factors, other: Factors) -> Float[Array, "B B2"]:
-    fine = in_range(factors) & in_range(other)
-    return products_of_all(rank_one(factors), rank_one(other), fine)
+def _gram(factors: Factors, other: Factors | None) -> Float[Array, "B B2"]:
+    layers, fine = layers_of(factors), in_range(factors)
+    if other is None:
+        return products_of_all(layers, layers, fine)
+    return products_of_all(layers, layers_of(other), fine & in_range(other))
 
 
-def products_of_all(one: Pairs, other: Pairs, fine: Bool[Array, ""]) -> Float[Array, "B B2"]:
-    """Σ_l (δ_i · δ'_j)(1 + a_i · a'_j); `fine` where the squares are in range."""
-    pairs = [(*pair, *pair2) for pair, pair2 in zip(one, other, strict=True)]
-    plain = sum(rank_one_products(*pair, fine) for pair in pairs)
+def products_of_all(
+    one: Sequence[Some], other: Sequence[Some], fine: Bool[Array, ""]
+) -> Float[Array, "B B2"]:
+    """Σ_l ⟨g_i^l, g'_j^l⟩; `fine` where the squares are in range."""
+    pairs = [*zip(one, other, strict=True)]
+    plain = sum(plain_products(*pair, fine) for pair in pairs)
     return unless(fine, lambda: plain, lambda: sum(_careful_products(*pair) for pair in pairs))
 
 
@@ -112,37 +124,70 @@ def _products(rows: Array, others: Array) -> Array:
     return jnp.einsum("in,jn->ij", rows, others, preferred_element_type=wide(rows).dtype)
 
 
-def rank_one_products(delta: Array, a: Array, delta2: Array, a2: Array, fine: Any) -> Array:
-    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs; 0 where that is not in range."""
+def plain_products(one: Some, other: Some, fine: Any) -> Array:
+    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs, or by matrices; 0 where that is not in range."""
     keep = lambda products: jnp.where(fine, products, 0)
-    return keep(_products(delta, delta2)) * (1 + keep(_products(a, a2)))
+    if isinstance(one, Shared):
+        w, b = products_of_matrices(one, other)  # pyright: ignore
+        return keep(w) + keep(b)
+    return keep(_products(one.delta, other.delta)) * (1 + keep(_products(one.a, other.a)))
 
 
-def _careful_products(delta: Array, a: Array, delta2: Array, a2: Array) -> Array:
-    """The same as ‖g_i‖ ‖g'_j‖ times two cosines."""
+def _careful_products(one: Some, other: Some) -> Array:
+    """The same as ‖δ_i‖ ‖ã_i‖ ‖δ'_j‖ ‖ã'_j‖ times what their directions give."""
+    if isinstance(one, Shared):
+        return _products_in_units(one, other)
     cosines, sizes = [], []
-    for rows, others in ((delta, delta2), (with_one(a), with_one(a2))):
-        (one, size), (two, size2) = directions(rows), directions(others)
-        cosines.append(_products(one, two))
+    for rows, others in ((one.delta, other.delta), (with_one(one.a), with_one(other.a))):
+        (u, size), (v, size2) = directions(rows), directions(others)
+        cosines.append(_products(u, v))
         sizes.append((size, size2))
     (d, d2), (n, n2) = sizes
     norms, norms2 = (x * jnp.where(x == 0, 1, y) for x, y in ((d, n), (d2, n2)))
     return cosines[0] * cosines[1] * norms[:, None] * norms2[None, :]
 
 
-def kronecker_factors(factors: Factors) -> tuple[tuple[Array, Array], ...]:
+def _products_in_units(one: Shared, other: Any) -> Array:
+    sides = [jax.vmap(in_units)(rows) for s in (one, other) for rows in (s.delta, s.a)]
+    (d, of_d), (a, of_a), (d2, of_d2), (a2, of_a2) = sides
+    w, b = products_of_matrices(replace(one, delta=d, a=a), replace(other, delta=d2, a=a2))
+    of_w = w * (of_d * of_a)[:, None] * (of_d2 * of_a2)[None, :]
+    return of_w + b * of_d[:, None] * of_d2[None, :]
+
+
+def kronecker_factors(
+    factors: Factors, *, sharing: str = "expand"
+) -> tuple[tuple[Array, Array], ...]:
     """(A_l, D_l) of every layer: E[ã ãᵀ] with ã = (a^{l-1}, 1), and E[δ^l (δ^l)ᵀ]. Cost: 2.
 
-    Shapes (n_{l-1} + 1, n_{l-1} + 1) and (n_l, n_l); weighted means over the batch. δ belongs to
-    the targets t of the batch, so A ⊗ D stands for the *empirical* Fisher matrix E[g gᵀ]. The
-    Fisher matrix itself, and with it the Gauss-Newton matrix, takes t from the network's own
-    output: pass factors of targets drawn from it. Martens and Grosse, "Optimizing Neural Networks
-    with Kronecker-factored Approximate Curvature", 2015, arXiv:1503.05671; Kunstner et al.,
-    "Limitations of the Empirical Fisher Approximation", 2019, arXiv:1905.12558.
+    Shapes (n_in + 1, n_in + 1) and (n_l, n_l); weighted means over the batch. δ belongs to the
+    targets t of the batch, so A ⊗ D stands for the *empirical* Fisher matrix E[g gᵀ]. The Fisher
+    matrix itself, and with it the Gauss-Newton matrix, takes t from the network's own output: pass
+    factors of targets drawn from it. Martens and Grosse, "Optimizing Neural Networks with
+    Kronecker-factored Approximate Curvature", 2015, arXiv:1503.05671; Kunstner et al., "Limitations
+    of the Empirical Fisher Approximation", 2019, arXiv:1905.12558.
+
+    Args:
+        factors: of a batch.
+        sharing: what stands for the T positions of a convolution, whose rows are r̃_p = (r_p, 1).
+            "expand", each of them by itself: E[Σ_p r̃_p r̃_pᵀ] and E[Σ_p δ_p δ_pᵀ] / T (Grosse and
+            Martens, 2016, arXiv:1602.01407). "reduce", all of them together: E[r̄ r̄ᵀ] of the mean
+            r̄ over positions, and E[s sᵀ] of the sum s of δ (Eschenhagen et al., 2023,
+            arXiv:2311.00636).
+
+    Raises:
+        ValueError: sharing is another word; a map of one's own has no rows.
     """
+    if sharing not in ("expand", "reduce"):
+        raise ValueError(f'sharing: expected "expand" or "reduce", got {sharing!r}')
     p = shares(factors.weight)
 
     def mean_outer(v: Array) -> Array:
         return jnp.einsum("bi,bj->ij", p[:, None] * v, v)
 
-    return tuple((mean_outer(with_one(a)), mean_outer(wide(d))) for d, a in rank_one(factors))
+    def of_layer(layer: Some) -> tuple[Array, Array]:
+        if isinstance(layer, RankOne):
+            return mean_outer(with_one(layer.a)), mean_outer(wide(layer.delta))
+        return kronecker_of_positions(layer, p, reduce=sharing == "reduce")
+
+    return tuple(of_layer(layer) for layer in layers_of(factors))

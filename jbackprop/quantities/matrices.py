@@ -1,0 +1,119 @@
+"""What is asked of g_i itself where weights are shared by positions: squares, products, spread.
+
+Σ_p δ_p r_pᵀ has no rank to speak of, and its square does not factor. But one example's matrix is
+soon made, and of a block of examples they are held at once; of all of them never.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jbackprop.core.examples import sum_over_blocks
+from jbackprop.core.linear import bias_sum, rows_of
+from jbackprop.core.numerics import wide
+from jbackprop.quantities.layers import Shared
+
+# matrices held at once, for all examples of a batch, in multiples of what the layer has on its tape
+HELD = 4
+
+
+def by_position(delta: Array) -> Float[Array, "B T n"]:
+    """Every position's δ in a row, in float32 at least."""
+    return wide(delta).reshape(len(delta), -1, delta.shape[-1])
+
+
+def sum_of_squares(layer: Shared, c: Float[Array, " B"]) -> tuple[Array, Array]:
+    """Σ_i c_i g_i ⊙ g_i of w and b; c_i is a factor of g_i² and no weight of its own."""
+
+    def one(c: Array, delta: Array, a: Array) -> tuple[Array, ...]:
+        return tuple(c * jnp.square(g) for g in layer.gradient(delta, a))
+
+    w, b = layer.summed(one, c, layer.delta, layer.a)
+    return layer.in_w_shape(w), b
+
+
+def products_of_matrices(one: Shared, other: Shared) -> tuple[Array, Array]:
+    """⟨g_i, g'_j⟩ of w and of b, for all pairs of two batches, (B, B').
+
+    By rows of w, as many at a time as may be held for all examples; of a map without rows by so
+    many of its numbers."""
+    sides = (one,) if one is other else (one, other)
+    sums = [by_position(side.delta).sum(axis=1) for side in sides]
+    has_rows = rows_of(one.map) is not None
+    whole, length = one.matrix_shape if has_rows else (one.w_size, 1)
+    on_tape = (one.delta.size + one.a.size) // len(one.a)
+    parts = -(-whole // max(HELD * on_tape // length, 1))
+    size = -(-whole // parts)
+    filled = lambda v: jnp.pad(v, [(0, 0)] * (v.ndim - 1) + [(0, parts * size - v.shape[-1])])
+    cut = lambda v, i: jax.lax.dynamic_slice_in_dim(v, i * size, size, axis=-1)
+
+    def part(side: Shared, i: Array) -> Array:
+        if has_rows:
+            of_one, delta = lambda d, a: side.gradient(d, a)[0], cut(filled(side.delta), i)
+        else:
+            of_one, delta = lambda d, a: cut(filled(side.gradient(d, a)[0].ravel()), i), side.delta
+        return side.of_each(of_one, delta, side.a).reshape(len(side.a), -1)
+
+    def add(total: Array, i: Array) -> tuple[Array, tuple[()]]:
+        found = [part(side, i) for side in sides]
+        return total + found[0] @ found[-1].T, ()
+
+    nothing = jnp.zeros((len(one.a), len(other.a)), sums[0].dtype)
+    of_w, _ = jax.lax.scan(add, nothing, jnp.arange(parts))
+    return of_w, sums[0] @ sums[-1].T
+
+
+class Apart(NamedTuple):
+    """How far the g_i are from their mean, by how far δ_i and a_i are from theirs.
+
+    Attributes:
+        w, b: Σ p_i (g_i - ḡ)², of w in its shape.
+        terms: Σ p_i of the squares of what was added up, with no sign: those of w.
+    """
+
+    w: Array
+    b: Array
+    terms: Array
+
+
+def deviations_of(layer: Shared, p: Array, delta: Any, a: Any) -> Apart:
+    """From δ_i = δ̄ + d_i and a_i = ā + e_i: with S(δ, a) = Σ_p δ_p r_p(a)ᵀ, which is bilinear,
+
+    g_i = S(δ̄, ā) + S(d_i, a_i) + S(δ̄, e_i), and ḡ = S(δ̄, ā) + Σ p_i S(d_i, e_i)."""
+    shaped = lambda rows, like: rows.reshape(-1, *like.shape[1:])
+    d, e = shaped(delta.away, layer.delta), shaped(a.away, layer.a)
+    mean = shaped(delta.mean, layer.delta)[0]
+    of_all = layer.map.weighted_sum(p, d, e)
+
+    def one(share: Array, d: Array, a: Array, e: Array) -> tuple[Array, Array]:
+        own, other = layer.gradient(d, a)[0], layer.gradient(mean, e)[0]
+        away = own + other - of_all.reshape(own.shape)
+        return share * jnp.square(away), share * jnp.square(jnp.abs(own) + jnp.abs(other))
+
+    w, terms = layer.summed(one, p, d, shaped(a.rows, layer.a), e)
+    sums = by_position(d).sum(axis=1) - bias_sum(p, d)[None]
+    return Apart(layer.in_w_shape(w), p @ jnp.square(sums), layer.in_w_shape(terms))
+
+
+def kronecker_of_positions(layer: Shared, p: Array, *, reduce: bool) -> tuple[Array, Array]:
+    """(A, D) of rows and δ at all positions: each by itself, or all of an example's together."""
+    rows = rows_of(layer.map)
+    if rows is None:
+        raise ValueError(
+            f"factors: expected maps with rows, of whose products A is a mean, got {layer.map}"
+        )
+    deltas = by_position(layer.delta)
+    outer = lambda p, v: jnp.einsum("bti,btj->ij", p[:, None, None] * v, v)
+
+    def seen(a: Array) -> Array:
+        found = wide(rows(a))
+        return jnp.concatenate([found, jnp.ones((len(found), 1), found.dtype)], axis=1)
+
+    if reduce:
+        mean_row = layer.of_each(lambda a: seen(a).mean(axis=0), layer.a)
+        return outer(p, mean_row[:, None]), outer(p, deltas.sum(axis=1, keepdims=True))
+    of_block = lambda p, a: outer(p, jax.vmap(seen)(a))
+    of_rows = sum_over_blocks(of_block, p, layer.a, size=layer.block)
+    return of_rows, outer(p, deltas) / layer.positions
