@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy.stats import binom
 
 import jbackprop as jb
-from experiments.common import figures, run
+from experiments.common import figures, networks, run
 from experiments.common.data import Data, load
 
 COVERS = """\
@@ -43,8 +43,10 @@ floating-point arithmetic or on a random number generator that is none of crypto
 class Options:
     """Train privately on handwritten digits, at several noise levels."""
 
+    network: Literal["dense", "cnn"] = "dense"
+    """cnn: the tanh network of Papernot et al., 2021, arXiv:2007.14191; of small images a LeNet."""
     sizes: tuple[int, ...] = (128,)
-    """Widths of the hidden layers."""
+    """Widths of the hidden layers of a dense network."""
     noise: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     """σ, each a run of its own: the noise's standard deviation in units of max_norm; 0 is none."""
     max_norm: float = 1.0
@@ -210,6 +212,8 @@ def main(options: Options) -> int:
                 "to publish one example chosen at random would be (0, 1/N)-private"
             )
         net = network(options, data)
+        as_images = lambda part: part._replace(x=part.x.reshape(-1, *net.shapes[0]))
+        data = data._replace(**{name: as_images(getattr(data, name)) for name in data._fields[:3]})
         jb.check_batch(net, *data.train)
         runs = {}
         keys = run_keys(options.seed, len(options.noise))
@@ -249,6 +253,8 @@ def main(options: Options) -> int:
 
 def network(options: Options, data: Data) -> jb.Network:
     """A tanh network for the digits."""
+    if options.network == "cnn":
+        return networks.for_images(data.image_shape, data.classes, jb.tanh)
     sizes = (data.train.x.shape[1], *options.sizes, data.classes)
     return jb.Network(sizes, jb.tanh, jb.softmax, jb.cross_entropy)
 

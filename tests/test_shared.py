@@ -1,5 +1,7 @@
 """Quantities where weights are shared by positions: each way there, at its limits, in blocks."""
 
+from typing import Any
+
 import battery
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,10 @@ def exact(factors):
         return [Case.flat(layer, len(factors.cost)) for layer in gradients]
 
 
+def first_of(factors) -> Any:
+    return layers_of(factors)[0]
+
+
 def norms_of(factors):
     return np.stack([np.linalg.norm(g, axis=1) for g in exact(factors)], axis=1)
 
@@ -53,10 +59,10 @@ def test_ghost_and_direct_norms_are_the_same(way, monkeypatch):
 
 def test_the_shorter_way_is_known_from_the_shapes():
     few, many = jb.Network(((4, 4, 30), Conv(40, 3), 2)), jb.Network(((12, 12, 3), Conv(4, 3), 2))
-    (first, _), (second, _) = (layers_of(factors_of(net, batch=2)) for net in (few, many))
+    first, second = (first_of(factors_of(net, batch=2)) for net in (few, many))
     assert ghost.prefers_ghost(first)  # 4 (270 + 40) < 270 · 40
     assert not ghost.prefers_ghost(second)  # 100 (27 + 4) > 27 · 4
-    (own, _) = layers_of(factors_of(jb.Network((5, Circulant(), 2))))
+    own = first_of(factors_of(jb.Network((5, Circulant(), 2))))
     assert isinstance(own, Shared)
     assert not ghost.prefers_ghost(own)
 
@@ -77,7 +83,7 @@ def cancelling(size):
 @pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5])
 def test_where_positions_cancel_ghost_norms_are_taken_directly(size):
     factors = cancelling(size)
-    assert ghost.prefers_ghost(layers_of(factors)[0])
+    assert ghost.prefers_ghost(first_of(factors))
     found, true = np.sqrt(jb.squared_norms(factors)), norms_of(factors)[:, 0]
     np.testing.assert_allclose(found, true, rtol=2e-6 / size)
 
@@ -134,6 +140,28 @@ def test_a_sum_leaves_out_whose_gradient_is_no_number():
     bad = jb.backprop(NET, params, x.at[2].set(jnp.inf), t)
     good = jb.backprop(NET, params, x, t, weight=jnp.array([1.0, 1, 0, 1, 1, 1]))
     assert_close(jb.clipped_sum(0.5, 6)(bad), jb.clipped_sum(0.5, 6)(good))
+
+
+HOSTILE = [
+    [1e20, -1e20, 1e20, 1], [3e38, 3e38, -3e38, 1], [np.nan, 0, 0, 1], [np.inf, 1, 1, 1],
+    [1e-30, 1e-30, 1e-30, 0], [1.8e19, 0, 0, 1], [1e4, -1e4, 3e3, 0],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_whatever_one_example_is_it_moves_a_sum_by_no_more_than_the_bound(way, monkeypatch):
+    monkeypatch.setattr(ghost, "prefers_ghost", lambda layer: way)
+    net = jb.Network(((4, 1), Conv(2, 2), MeanPool(), 2), jb.tanh, jb.softmax, jb.cross_entropy)
+    params, x, _ = problem(net, batch=len(HOSTILE) + 1)
+    x = x.at[1:, :, 0].set(jnp.asarray(HOSTILE))
+    t = jnp.arange(len(x)) % 2
+    release = jax.jit(lambda w: jb.clipped_sum(0.5, 4)(jb.backprop(net, params, x, t, weight=w)))
+    nobody = np.zeros(len(x), np.float32)
+    for row in range(len(x)):
+        alone = nobody.copy()
+        alone[row] = 1
+        moved = optax.tree.norm(release(alone))
+        assert float(moved) <= 0.5 / 4 * (1 + 1e-6), HOSTILE[row - 1]
 
 
 # ---- blocks of examples
@@ -334,7 +362,7 @@ def test_what_does_not_fit_is_named():
         jb.gram(factors, other)
     with pytest.raises(ValueError, match=r"^direction: expected \(w, b\) .*\(4, 3, 3, 2\)"):
         jb.inner_products(factors, jb.mean_gradient(other))
-    with pytest.raises(ValueError, match=r'^sharing: expected "expand" or "reduce", got "both"'):
+    with pytest.raises(ValueError, match=r"^sharing: expected .expand. or .reduce., got 'both'"):
         jb.kronecker_factors(factors, sharing="both")
     own = factors_of(jb.Network((4, Circulant(), 2)))
     with pytest.raises(ValueError, match=r"^factors: expected maps with rows, .*Circulant"):

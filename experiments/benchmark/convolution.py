@@ -21,30 +21,11 @@ from jax import lax
 import jbackprop as jb
 from experiments.benchmark import machine, report
 from experiments.benchmark.timing import in_turn, ratio
+from experiments.common import networks
 from jbackprop import Conv, MaxPool
 
-P = jb.Network(  # the tanh network of private training (Papernot et al., 2021, arXiv:2007.14191)
-    ((28, 28, 1), Conv(16, 8, stride=2, padding=3), MaxPool(2, stride=1), Conv(32, 4, stride=2),
-     MaxPool(2, stride=1), 32, 10),
-    jb.tanh, jb.softmax, jb.cross_entropy,
-)  # fmt: skip
-C = jb.Network(  # 3c3d of DeepOBS (Schneider et al., 2019, arXiv:1903.05499)
-    ((32, 32, 3), Conv(64, 5), MaxPool(3, stride=2, padding="SAME"), Conv(96, 3),
-     MaxPool(3, stride=2, padding="SAME"), Conv(128, 3, padding="SAME"),
-     MaxPool(3, stride=2, padding="SAME"), 512, 256, 10),
-    jb.relu, jb.softmax, jb.cross_entropy,
-)  # fmt: skip
-V = jb.Network(
-    ((32, 32, 3), Conv(32, 3, padding=1), Conv(32, 3, padding=1), MaxPool(2),
-     Conv(64, 3, padding=1), Conv(64, 3, padding=1), MaxPool(2), Conv(128, 3, padding=1),
-     Conv(128, 3, padding=1), MaxPool(2), 128, 10),
-    jb.relu, jb.softmax, jb.cross_entropy,
-)  # fmt: skip
-D1 = jb.Network(
-    ((40, 1), Conv(25, 5, stride=2, padding=1), Conv(25, 3, stride=2, padding=1),
-     Conv(25, 3, stride=2, padding=1), 10),
-    jb.relu, jb.softmax, jb.cross_entropy,
-)  # fmt: skip
+P, C = networks.tanh_cnn((28, 28)), networks.c3d3()
+V, D1 = networks.six_convolutions(), networks.one_dimensional(40)
 NETS = {"P": (P, 128, 10), "C": (C, 64, 2), "V": (V, 64, 2), "D1": (D1, 100, 40)}
 SAID = {
     "P": "P: the tanh CNN of private training, batch 128",

@@ -23,7 +23,7 @@ class Data(NamedTuple):
     train: Part
     validation: Part
     test: Part
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     classes: int
 
 
@@ -54,6 +54,22 @@ def load(folder: Path | None, seed: int) -> Data:
     if classes < 2:
         raise ValueError(f"data: expected at least two classes in {folder}, got the label 0 alone")
     return Data(*parts, image_shape=train.x.shape[1:], classes=classes)
+
+
+def load_1d(seed: int) -> Data:
+    """MNIST-1D: 4,000 rows of 40 numbers to learn from, of which a tenth is held out, and 1,000 to
+    test with. The package `mnist1d` draws them itself, always the same. Greydanus, "Scaling down
+    Deep Learning", 2020, arXiv:2011.14439."""
+    try:
+        from mnist1d.data import get_dataset_args, make_dataset
+    except ImportError:
+        raise ImportError("MNIST-1D needs mnist1d: pip install 'jbackprop[experiments]'") from None
+    state = np.random.get_state()  # it seeds the global one
+    drawn = make_dataset(get_dataset_args())
+    np.random.set_state(state)
+    part = lambda x, y: Part(drawn[x].astype(np.float32), drawn[y].astype(np.int32))
+    train, validation = _split(part("x", "y"), 0.1, seed)
+    return Data(train, validation, part("x_test", "y_test"), image_shape=(40,), classes=10)
 
 
 def _split(whole: Part, held_out: float, seed: int) -> tuple[Part, Part]:

@@ -135,11 +135,14 @@ def privacy(path: Path, curves: dict[float, list[dict[str, Any]]], delta: float)
 
 
 def kernels(path: Path, w: np.ndarray) -> None:
-    """The kernels of the first layer, (n, k, k): blue is below 0, orange above."""
+    """The kernels of the first layer, (n, k, k) or (n, k): blue is below 0, orange above."""
+    if w.ndim == 2:
+        w = w[:, None]
     columns = 8
     rows = -(-len(w) // columns)
+    height = 0.55 if w.shape[1] == 1 else 1.1
     figure, grid = plt.subplots(
-        rows, columns, figsize=(9, 1.1 * rows + 0.6), layout="constrained", squeeze=False
+        rows, columns, figsize=(9, height * rows + 0.6), layout="constrained", squeeze=False
     )
     most = np.abs(w).max()
     for axes in grid.flat:
@@ -152,15 +155,24 @@ def kernels(path: Path, w: np.ndarray) -> None:
 
 
 def flow(path: Path, images: np.ndarray, sizes: Sequence[np.ndarray]) -> None:
-    """A digit a column: the image below, and above it how large δ^l is at every position."""
+    """A digit a column: the image (or line) below, and above it how large δ^l is everywhere."""
+    lines = images.ndim == 2
     count, rows = len(images), [*reversed(sizes), images]
     names = [f"‖δ$^{{{l}}}$‖" for l in range(len(sizes), 0, -1)] + ["x"]
+    heights = [0.35] * len(sizes) + [1.2] if lines else [1.2] * len(rows)
     figure, grid = plt.subplots(
-        len(rows), count, figsize=(9, 1.2 * len(rows) + 0.5), layout="constrained", squeeze=False
-    )
+        len(rows), count, figsize=(9, sum(heights) + 0.5), layout="constrained", squeeze=False,
+        height_ratios=heights,
+    )  # fmt: skip
     for line, name, row in zip(grid, names, rows, strict=True):
         for axes, image in zip(line, row, strict=True):
-            axes.imshow(image, cmap="gray_r" if name == "x" else "magma_r")
+            if name == "x" and lines:
+                axes.plot(image, color=INK, linewidth=1)
+                axes.set(xlim=(-0.5, len(image) - 0.5), ylim=(images.min(), images.max()))
+            else:
+                shown = image[None] if lines else image
+                look = "gray_r" if name == "x" else "magma_r"
+                axes.imshow(shown, cmap=look, aspect="auto" if lines else None)
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)

@@ -83,8 +83,8 @@ def _products_of_vectors(
 ) -> Array:
     """Of a pass for all outputs at once."""
     outputs = jnp.arange(net.shapes[-1][0])
-    one = lambda x, k: _factors_of_output(net, layers, x, k)
-    jacobian = jax.vmap(lambda x: [(d, a[0]) for d, a in jax.vmap(partial(one, x))(outputs)])
+    factors = partial(_factors_of_output, net, layers)
+    jacobian = jax.vmap(lambda x: [(d, a[0]) for d, a in jax.vmap(partial(factors, x))(outputs)])
     one, other = jacobian(rows), jacobian(columns)
     side_by_side = lambda pairs: [RankOne(d.reshape(len(d), -1), a) for d, a in pairs]
     in_range = lambda pairs: jnp.all(pairs_in_range(flat_pairs(side_by_side(pairs))))

@@ -260,3 +260,12 @@ def test_bad_options_are_named_and_leave_nothing_behind(bad, message, tmp_path, 
     assert private.main(private.Options(out=tmp_path / "runs", **bad)) == 2
     assert message in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_convolutional_network_is_trained_by_images(tmp_path, capsys):
+    quick: dict[str, Any] = {"quick": True, "noise": (1.0,), "epochs": 1, "network": "cnn"}
+    assert private.main(private.Options(out=tmp_path, **quick)) == 0
+    (file,) = tmp_path.glob("*/*.npz")
+    with np.load(file) as arrays:
+        assert arrays["w1"].shape == (16, 3, 3, 1)
+    assert "σ = 1    epoch   1" in capsys.readouterr().out
