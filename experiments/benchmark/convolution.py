@@ -1,9 +1,12 @@
-"""Convolutional networks: the recursion beside `jax.grad`, in a compiled epoch and stepped.
+"""Convolutional networks: the recursion and its quantities beside what others have.
 
-`jax.grad` is given what a user of JAX writes: whole batches, kernels in the order that `lax` likes
-best, and max pooling both by `reduce_window`, which Flax and Equinox have, and by slices.
+Gradients in a compiled epoch and stepped from Python, beside `jax.grad`, Flax, Equinox and PyTorch;
+clipped means, norms and second moments beside `vmap(grad)`, Opacus and BackPACK. Every peer's
+numbers are compared with ours before it is timed.
 """
 
+import importlib
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +19,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import lax
 
 import jbackprop as jb
-from experiments.benchmark import machine, report
+from experiments.benchmark import examples, machine, report
+from experiments.benchmark.compare import GradientsDiffer, relative_difference
+from experiments.benchmark.examples import kept
+from experiments.benchmark.peers import Candidate
+from experiments.benchmark.peers.conv_jax import loops
+from experiments.benchmark.peers.spatial import Case, case
 from experiments.benchmark.timing import in_turn, ratio
 from experiments.common import networks
-from jbackprop import Conv, MaxPool
 
 P, C = networks.tanh_cnn((28, 28)), networks.c3d3()
 V, D1 = networks.six_convolutions(), networks.one_dimensional(40)
@@ -34,138 +40,168 @@ SAID = {
     "D1": "D1: one-dimensional, batch 100",
 }
 MARK = "convolution"
-F = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+PEERS = "conv_jax", "conv_flax", "conv_equinox", "conv_torch"
+OF_EXAMPLES = "conv_jax", "conv_backpack", "conv_opacus"
 
 
 @dataclass(frozen=True)
 class Options:
-    """Time a step of every network."""
+    """Time a step, and the quantities, of every network."""
 
     nets: tuple[str, ...] = tuple(NETS)
     rounds: int = 11
     """Rounds in which every candidate runs once."""
+    examples: bool = True
+    """Per-example quantities too."""
+    out: Path | None = None
+    """A file of results, as JSON."""
     readme: Path | None = None
     """A README whose table is to be replaced."""
 
 
-def by_window(pool: MaxPool, u: Any) -> Any:
-    """Max pooling of a batch as `lax` has it."""
-    size, stride, pads = _of_pool(pool, u)
-    pads = pads if isinstance(pads, str) else [(0, 0), *pads, (0, 0)]
-    return lax.reduce_window(u, -jnp.inf, lax.max, (1, *size, 1), (1, *stride, 1), pads)
-
-
-def by_slices(pool: MaxPool, u: Any) -> Any:
-    """The same as the largest of shifted slices."""
-    size, stride, pads = _of_pool(pool, u)
-    if isinstance(pads, str):
-        pads = lax.padtype_to_pads(u.shape[1:-1], size, stride, pads)
-    u = jnp.pad(u, [(0, 0), *pads, (0, 0)], constant_values=-jnp.inf)
-    out = [(n - k) // s + 1 for n, k, s in zip(u.shape[1:-1], size, stride, strict=True)]
-    seen = [
-        u[(slice(None), *[
-            slice(i, i + (n - 1) * s + 1, s) for i, n, s in zip(at, out, stride, strict=True)])]
-        for at in np.ndindex(*size)
-    ]  # fmt: skip
-    return jax.tree.reduce(jnp.maximum, seen)
-
-
-def _of_pool(pool: MaxPool, u: Any) -> Any:
-    rank = u.ndim - 2
-    each = lambda v: (v,) * rank if isinstance(v, int) else v
-    pads = pool.padding
-    if not isinstance(pads, str):
-        pads = [(p, p) if isinstance(p, int) else p for p in each(pads)]
-    return each(pool.size), each(pool.stride), pads
-
-
-def cost(net: jb.Network, pool_by: Any, params: Any, x: Any, labels: Any) -> Any:
-    """Mean cross-entropy of a batch, as a user of JAX writes it; kernels (*kernel, channels, n)."""
-    f = F[net.activations[0].name]
-    for l, ((w, b), linear, pool) in enumerate(zip(params, net.maps, net.pools, strict=True)):
-        if isinstance(linear, Conv):
-            rank = x.ndim - 2
-            each = lambda v, rank=rank: (v,) * rank if isinstance(v, int) else v
-            pads = linear.padding
-            if not isinstance(pads, str):
-                pads = [(p, p) if isinstance(p, int) else p for p in each(pads)]
-            letters = "HW"[:rank]
-            names = f"N{letters}C", f"{letters}IO", f"N{letters}C"
-            x = lax.conv_general_dilated(x, w, each(linear.stride), pads, dimension_numbers=names)
-        else:
-            x = x.reshape(len(x), -1) @ w
-        x = x + b
-        if l < len(params) - 1:
-            x = f(x)
-        if pool is not None:
-            x = pool_by(pool, x)
-    log_y = jax.nn.log_softmax(x)
-    return -jnp.mean(jnp.sum(jax.nn.one_hot(labels, log_y.shape[-1]) * log_y, axis=-1))
-
-
-def candidates(net: jb.Network, batch: int, steps: int) -> dict[str, Callable[[], Any]]:
-    """Compiled loops and stepped ones, every gradient compared first."""
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(steps, batch, *net.shapes[0])), jnp.float32)
-    labels = jnp.asarray(rng.integers(0, 10, (steps, batch)), jnp.int32)
-    params = jb.init(net, jax.random.key(0))
-    turned = [jb.Layer(jnp.moveaxis(w, 0, -1), b) for w, b in params]
-    ours = lambda params, x, t: jb.mean_gradient(jb.backprop(net, params, x, t))
-    slopes = {
-        "grad, reduce_window": jax.grad(partial(cost, net, by_window)),
-        "grad, slices": jax.grad(partial(cost, net, by_slices)),
-    }
-    expected = jax.jit(ours)(params, x[0], labels[0])
-    for name, slope in slopes.items():
-        for (w, b), (v, c) in zip(jax.jit(slope)(turned, x[0], labels[0]), expected, strict=True):
-            for one, other in ((jnp.moveaxis(w, -1, 0), v), (b, c)):
-                off = float(jnp.abs(one - other).max() / jnp.abs(other).max())
-                assert off < 1e-3, f"{name}: differs by {off}"
-
-    def runs(slope: Any, start: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        update = lambda p, g: p - 1e-3 * g
-        step = lambda p, b: (jax.tree.map(update, p, slope(p, *b)), ())
-        loop = jax.jit(lambda p, batches: lax.scan(step, p, batches, unroll=min(2, steps))[0])
-        one = jax.jit(lambda p, x, t: step(p, (x, t))[0])
-        each = [(x[i], labels[i]) for i in range(steps)]
-
-        def stepped() -> None:
-            p = start
-            for batch in each:
-                p = one(p, *batch)
-            jax.block_until_ready(p)
-
-        return lambda: jax.block_until_ready(loop(start, (x, labels))), stepped
-
-    found: dict[str, Callable[[], Any]] = {}
-    for name, slope, start in [
-        ("ours", ours, params),
-        *((n, s, turned) for n, s in slopes.items()),
-    ]:
-        found[f"{name}, epoch"], found[f"{name}, stepped"] = runs(slope, start)
+def _import(names: tuple[str, ...]) -> list[Any]:
+    """The peers whose library is installed."""
+    found = []
+    for name in names:
+        try:
+            found.append(importlib.import_module(f"experiments.benchmark.peers.{name}"))
+        except ImportError as error:
+            print(f"  {name}: skipped, {error.name} is not installed", file=sys.stderr)
     return found
 
 
+def candidates(of: Case) -> list[Candidate]:
+    """Ours first; every gradient compared with it."""
+    net, params = of.net, tuple(jb.Layer(jnp.asarray(w), jnp.asarray(b)) for w, b in of.params)
+    ours = lambda params, x, t: jb.mean_gradient(jb.backprop(net, params, x, t))
+    first = lambda: [*map(tuple, jax.jit(ours)(params, of.x[0], of.labels[0]))]
+    found = [
+        Candidate(f"ours, {how}", first, run, "ours")
+        for how, run in loops(ours, params, of).items()
+    ]
+    for peer in _import(PEERS):
+        found += peer.candidates(of)
+    expected: Any = found[0].gradient()
+    for each in found[1:]:
+        off = relative_difference(expected, each.gradient())
+        if not off <= 1e-3:  # NaN too
+            raise GradientsDiffer(f"{each.name} at {of.name}: its gradient differs by {off:.1e}")
+    return found
+
+
+def steps(of: Case, rounds: int) -> dict[str, Any]:
+    """Milliseconds of a step, and how much of them our epoch takes."""
+    seconds = in_turn({each.name: each.run for each in candidates(of)}, rounds)
+    ours = seconds["ours, epoch"]
+    return {
+        name: {
+            "ms": 1e3 * float(np.median(times)) / len(of.x),
+            "ours_over_this": ratio(ours, times)._asdict(),
+        }
+        for name, times in seconds.items()
+    }
+
+
+def quantities(of: Case, rounds: int) -> dict[str, Any]:
+    """Ours over the plain gradient; peers over ours."""
+    net, params = of.net, tuple(jb.Layer(jnp.asarray(w), jnp.asarray(b)) for w, b in of.params)
+    x, t = jnp.asarray(of.x), jnp.asarray(of.labels)
+
+    def ours(quantity: Callable[..., Any], params: Any, x: Any, t: Any) -> Any:
+        return quantity(net, params, jb.backprop(net, params, x, t))
+
+    made = {name: kept(partial(ours, q), params, x, t) for name, q in examples.OURS.items()}
+    first = of._replace(x=of.x[:1], labels=of.labels[:1])
+    peers = [p for module in _import(OF_EXAMPLES) for p in module.quantities(first, 1.0)]
+    peers, wrong = _right(of, peers, made)
+    seconds = examples.turns({n: (k.run, k.steps) for n, k in made.items()}, 0.0, rounds)
+    plain = seconds["gradient"]
+    of_plain = made["gradient"].temporary_bytes
+    found = {
+        name: {
+            "ms": 1e3 * float(np.median(seconds[name])),
+            "over_gradient": ratio(seconds[name], plain)._asdict(),
+            "temporaries_over_gradient": k.temporary_bytes / of_plain,
+        }
+        for name, k in made.items()
+    }
+    return {"ours": found, "peers": examples.beside(peers, made, rounds), "wrong": wrong}
+
+
+def _right(of: Case, peers: list[Any], made: Any) -> tuple[list[Any], dict[str, str]]:
+    """Those whose numbers are ours, and of the others what they differ by: what they would take
+    to be right is not known."""
+    right, wrong = [], {}
+    for peer in peers:
+        try:
+            examples.check(of, peer, made[peer.quantity].result(), tolerance=1e-3)
+            right.append(peer)
+        except GradientsDiffer as error:
+            print(f"  left out: {error}", file=sys.stderr)
+            wrong[peer.name] = str(error)
+    return right, wrong
+
+
+def tables(results: dict[str, Any]) -> str:
+    """Two Markdown tables."""
+    by_name: dict[str, list[str]] = {}
+    nets = [*results["nets"]]
+    for name in nets:
+        for each, row in results["nets"][name]["steps"].items():
+            told = f"{row['ms']:,.3g} ({row['ours_over_this']['median']:.2f})"
+            by_name.setdefault(each, ["–"] * len(nets))[nets.index(name)] = told
+    heads = [SAID[name] for name in nets]
+    text = (
+        f"ms a step on {results['machine']} (gradient and plain descent, float32; in brackets our "
+        f"epoch over it, the median of {results['rounds']} paired ratios; {results['date']}):\n\n"
+        + report.markdown(["", *heads], [[n, *row] for n, row in by_name.items()])
+    )
+    measured = [name for name in nets if "quantities" in results["nets"][name]]
+    if not measured:
+        return text
+    of_ours: dict[str, list[str]] = {}
+    of_peers: dict[str, list[str]] = {}
+    for name in measured:
+        at, found = measured.index(name), results["nets"][name]["quantities"]
+        for each, row in found["ours"].items():
+            told = f"{row['over_gradient']['median']:.2f}"
+            if each == "clipped mean":
+                told += f" (temporaries {row['temporaries_over_gradient']:.2f})"
+            of_ours.setdefault(each, ["–"] * len(measured))[at] = told
+        for each in found["wrong"]:
+            of_peers.setdefault(each, ["–"] * len(measured))[at] = "other numbers"
+        for each, row in found["peers"].items():
+            label = f"{each}, over our {row['quantity']}"
+            of_peers.setdefault(label, ["–"] * len(measured))[at] = (
+                f"{row['over_ours']['median']:.1f}"
+            )
+    return (
+        text
+        + "\n\nTimes of a quantity over the plain gradient's, and of others over ours:\n\n"
+        + report.markdown(
+            ["", *measured], [[n, *row] for n, row in (*of_ours.items(), *of_peers.items())]
+        )
+    )
+
+
 def main(options: Options) -> int:
-    """Prints milliseconds a step, and how much of them our epoch takes; a Markdown table."""
+    """Prints and keeps what was measured."""
     if options.readme is not None:
         report.split(options.readme.read_text("utf-8"), MARK)
-    rows: dict[str, list[str]] = {}
+    results: dict[str, Any] = {
+        "machine": machine.name(), "date": date.today().isoformat(), "rounds": options.rounds,
+        "jax": jax.__version__, "nets": {},
+    }  # fmt: skip
     for name in options.nets:
-        net, batch, steps = NETS[name]
-        seconds = in_turn(candidates(net, batch, steps), options.rounds)
-        for each, times in seconds.items():
-            found = ratio(seconds["ours, epoch"], times)
-            ms = 1e3 * float(np.median(times)) / steps
-            rows.setdefault(each, []).append(f"{ms:,.3g} ({found.median:.2f})")
-    heads = [SAID[name] for name in options.nets]
-    summary = (
-        f"ms a step on {machine.name()} (gradient and plain descent, float32; in brackets our "
-        f"epoch over it, the median of {options.rounds} paired ratios; "
-        f"{date.today().isoformat()}):\n\n"
-        + report.markdown(["", *heads], [[n, *row] for n, row in rows.items()])
-    )
+        of = case(name, *NETS[name])
+        results["nets"][name] = {"steps": steps(of, options.rounds)}
+        if options.examples and name != "D1":
+            results["nets"][name]["quantities"] = quantities(of, options.rounds)
+        print(f"{name}: done", file=sys.stderr)
+    summary = tables(results)
     print(summary)
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     if options.readme is not None:
         text = options.readme.read_text("utf-8")
         options.readme.write_text(report.into_readme(text, summary, MARK), "utf-8")

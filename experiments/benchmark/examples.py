@@ -138,8 +138,8 @@ def quantities(work: Work, rounds: int, say: Callable[[str], None]) -> dict[str,
             continue
         peers += peer.candidates(work, numbers, MAX_NORM, small=_materialised(work) < LIMIT)
     for peer in peers:
-        _check(work, peer, made[peer.quantity].result())
-    seconds = _in_turn({name: (k.run, k.steps) for name, k in made.items()}, 0.2, rounds)
+        check(work, peer, made[peer.quantity].result())
+    seconds = turns({name: (k.run, k.steps) for name, k in made.items()}, 0.2, rounds)
     plain = seconds["gradient"]
     return {
         "work": work._asdict(),
@@ -151,12 +151,12 @@ def quantities(work: Work, rounds: int, say: Callable[[str], None]) -> dict[str,
             }
             for name, k in made.items()
         },
-        "peers": _beside(peers, made, rounds),
+        "peers": beside(peers, made, rounds),
         "factors_bytes": 4 * work.batch * sum(work.sizes[1:]),
     }
 
 
-def _beside(peers: list[Peer], made: Any, rounds: int) -> dict[str, Any]:
+def beside(peers: list[Peer], made: Any, rounds: int) -> dict[str, Any]:
     """Every peer in turn with ours of its quantity, apart from other libraries.
 
     Threads of one library that still spin slow down what another runs after it: the longer turns
@@ -165,7 +165,7 @@ def _beside(peers: list[Peer], made: Any, rounds: int) -> dict[str, Any]:
     for library in dict.fromkeys(peer.library for peer in peers):
         of_it = [peer for peer in peers if peer.library == library]
         ours = {p.quantity: (made[p.quantity].run, made[p.quantity].steps) for p in of_it}
-        seconds = _in_turn(ours | {p.name: (p.run, p.steps) for p in of_it}, 0.4, rounds)
+        seconds = turns(ours | {p.name: (p.run, p.steps) for p in of_it}, 0.4, rounds)
         for peer in of_it:
             rows[peer.name] = {
                 "quantity": peer.quantity,
@@ -176,7 +176,7 @@ def _beside(peers: list[Peer], made: Any, rounds: int) -> dict[str, Any]:
     return rows
 
 
-def _in_turn(runs: dict[str, tuple[Any, int]], turn: float, rounds: int) -> Any:
+def turns(runs: dict[str, tuple[Any, int]], turn: float, rounds: int) -> Any:
     """Seconds of one batch of each, by round; a turn repeats a run for about so many seconds."""
     times = {name: _times(run, turn if rounds > 2 else 0) for name, (run, _) in runs.items()}
     repeated = {name: partial(_repeat, run, times[name]) for name, (run, _) in runs.items()}
@@ -201,13 +201,13 @@ def _materialised(work: Work) -> int:
     return 4 * work.batch * params
 
 
-def _check(work: Work, peer: Peer, ours: Any) -> None:
+def check(work: Any, peer: Peer, ours: Any, *, tolerance: float = 1e-4) -> None:
     """Every number of the peer's against ours, relative to the largest of its array."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(peer.result()), strict=True):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         difference = float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-30))
-        if not difference <= 1e-4:
+        if not difference <= tolerance:
             raise GradientsDiffer(
                 f"{peer.name} at {work.name}: its {peer.quantity} differs from ours by "
-                f"{difference:.1e} of its largest entry; expected at most 1e-04"
+                f"{difference:.1e} of its largest entry; expected at most {tolerance:.0e}"
             )

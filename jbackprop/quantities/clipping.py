@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.arrays import as_numbers, check_positive, is_concrete
-from jbackprop.core.factors import Factors, mean_gradient, sum_gradient
+from jbackprop.core.factors import Factors, mean_of, sums_over_batch
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import norm, quotient, rounding, wide
 from jbackprop.quantities.arguments import as_limit
+from jbackprop.quantities.ghost import held_of
 from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
 from jbackprop.quantities.norms import Lengths, lengths
 
@@ -158,7 +159,10 @@ class ClippedMean:
     max_norm: Any
 
     def __call__(self, factors: Factors) -> Params:
-        return mean_gradient(clip(factors, self.max_norm))
+        limit = as_limit("max_norm", self.max_norm, (), factors.weight.dtype)
+        held = [*map(held_of, layers_of(factors))]
+        c = shrink(at_most(factors, lengths(factors, held)), limit)
+        return mean_of(factors, lambda weight: _sums(factors, c * weight, held))
 
 
 @dataclass(frozen=True)
@@ -169,16 +173,21 @@ class ClippedSum:
     divisor: Any
 
     def __call__(self, factors: Factors) -> Params:
-        found = lengths(factors)
+        held = [*map(held_of, layers_of(factors))]
+        found = lengths(factors, held)
         finite = (jnp.isfinite(found.delta) & jnp.isfinite(found.a)).all(axis=1)
         keep = lambda leaves: tuple(jnp.where(over(finite, v), v, 0) for v in leaves)
         tape = factors.tape._replace(a=keep(factors.tape.a))
-        c = shrink(at_most(factors, found), self.max_norm)
-        bounded = _scale_layers(
-            factors._replace(delta=keep(factors.delta), tape=tape),
-            jnp.where(finite, c, 0)[:, None],
-        )
-        return jax.tree.map(lambda g: g / self.divisor, sum_gradient(bounded))
+        bounded = factors._replace(delta=keep(factors.delta), tape=tape)
+        c = jnp.where(finite, shrink(at_most(factors, found), self.max_norm), 0)
+        held = [matrices and keep(matrices) for matrices in held]
+        sums = _sums(bounded, c * factors.weight, held)
+        return jax.tree.map(lambda g: g / self.divisor, sums)
+
+
+def _sums(factors: Factors, c: Float[Array, " B"], held: Any) -> Params:
+    """Σ_i c_i g_i, with no example rounded to a smaller float before it is added."""
+    return sums_over_batch(factors._replace(delta=tuple(map(wide, factors.delta))), c, held)
 
 
 def clipped_mean(max_norm: Any) -> ClippedMean:

@@ -53,13 +53,23 @@ def prefers_ghost(layer: Shared) -> bool:
     return rows_of(layer.map) is not None and layer.positions * (n + n_in) < n * n_in
 
 
-def norms_of(layer: Shared, present: Bool[Array, " B"]) -> Norms:
+def held_of(layer: Any) -> tuple[Array, Array] | None:
+    """The g_i of a layer whose matrices, those of all examples, are less than what it has on its
+    tape: whoever wants them twice need not make them twice."""
+    if not isinstance(layer, Shared) or prefers_ghost(layer):
+        return None
+    if layer.w_size > (layer.delta.size + layer.a.size) // len(layer.a):
+        return None
+    return layer.of_each(layer.gradient, layer.delta, layer.a)
+
+
+def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Norms:
     """‖g_i‖ of a layer, right over the whole range of a dtype."""
     dtype, positions = wide(layer.delta).dtype, layer.positions
 
     def direct() -> Norms:
         lost = rounding(positions, dtype) * _absolute(layer)
-        return Norms(_direct_norms(layer, present), lost)
+        return Norms(_direct_norms(layer, present, held), lost)
 
     if not prefers_ghost(layer):
         return direct()
@@ -75,7 +85,7 @@ def norms_of(layer: Shared, present: Bool[Array, " B"]) -> Norms:
 
 
 def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, Array]:
-    """Σ_pq (δ_p · δ_q)(1 + r_p · r_q) of ONE example, and (Σ_p ‖δ_p‖ ‖r̃_p‖)², the most it can be."""
+    """Σ_pq (δ_p · δ_q)(1 + r_p · r_q) of ONE example, and its most, (Σ_p ‖δ_p‖ ‖r̃_p‖)²."""
     rows: Any = rows_of(layer.map)
     by_position, seen = wide(delta).reshape(-1, delta.shape[-1]), rows(wide(a))
     of_delta, of_rows = by_position @ by_position.T, 1 + seen @ seen.T
@@ -91,12 +101,11 @@ def _absolute(layer: Shared) -> Float[Array, " B"]:
     return of_delta * jnp.where(of_delta == 0, 1, hypot(sees * of_a, ones))
 
 
-def _direct_norms(layer: Shared, present: Bool[Array, " B"]) -> Float[Array, " B"]:
+def _direct_norms(layer: Shared, present: Bool[Array, " B"], held: Any) -> Float[Array, " B"]:
     """‖g_i‖ by g_i itself; of numbers whose squares leave the range, in units of their own."""
     low, high = safe_range(wide(layer.delta).dtype)
 
-    def squared(delta: Array, a: Array) -> Array:
-        w, b = layer.gradient(delta, a)
+    def squared(w: Array, b: Array) -> Array:
         return jnp.sum(jnp.square(w)) + jnp.sum(jnp.square(b))
 
     def careful(delta: Array, a: Array) -> Array:
@@ -104,7 +113,10 @@ def _direct_norms(layer: Shared, present: Bool[Array, " B"]) -> Float[Array, " B
         w, b = (norms_of_rows(g.ravel()) for g in layer.gradient(delta, a))
         return norm(jnp.stack([w * (of_delta * of_a), b * of_delta]))
 
-    s = layer.of_each(squared, layer.delta, layer.a)
+    if held is None:
+        s = layer.of_each(lambda *pair: squared(*layer.gradient(*pair)), layer.delta, layer.a)
+    else:
+        s = jax.vmap(squared)(*held)
     fine = (s >= low) & (s <= high) | ~present
     one = lambda row: unless(row[0], lambda: root(row[1]), lambda: careful(*row[2:]))
     each = lambda: jax.lax.map(one, (fine, s, layer.delta, layer.a))

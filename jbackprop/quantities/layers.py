@@ -73,7 +73,7 @@ class Shared:
         """Examples whose rows and matrices are held at once."""
         n, n_in = self.matrix_shape
         numbers = self.positions * (n + n_in) + self.w_size
-        return block_size(len(self.a), 4 * numbers, least=8)
+        return block_size(len(self.a), 4 * numbers, least=4)
 
     def of_each(self, f: Callable[..., Any], *batched: Any) -> Any:
         """f of every example, stacked."""

@@ -68,8 +68,9 @@ class Lengths(NamedTuple):
 
 
 @jax.jit
-def lengths(factors: Factors) -> Lengths:
-    """By squares, or the longer way where a square would be out of range."""
+def lengths(factors: Factors, held: Any = None) -> Lengths:
+    """By squares, or the longer way where a square would be out of range; `held` as in `held_of`
+    of every layer."""
     layers, present = layers_of(factors), factors.weight != 0
     delta, a = _lengths_of_pairs(flat_pairs(layers), present)
     # a δ of 0 passes nothing on, however long a is
@@ -77,7 +78,7 @@ def lengths(factors: Factors) -> Lengths:
     hidden = jnp.zeros_like(gradient)
     for l, layer in enumerate(layers):
         if isinstance(layer, Shared):
-            found = norms_of(layer, present)
+            found = norms_of(layer, present, None if held is None else held[l])
             gradient = gradient.at[:, l].set(found.gradient)
             hidden = hidden.at[:, l].set(found.hidden)
     return Lengths(delta, a, gradient, hidden)

@@ -110,10 +110,10 @@ def test_a_peer_with_another_gradient_stops_the_run_and_nothing_is_written(
 
 def test_a_peer_with_another_quantity_stops_the_run():
     peer = examples.Peer("liar", "norms", lambda: [np.array([1.0, 2.0])], lambda: None)
-    examples._check(QUICK["S"], peer, [np.array([1.0, 2.0])])
+    examples.check(QUICK["S"], peer, [np.array([1.0, 2.0])])
     for wrong in ([1.0, 2.001], [1.0, np.nan]):
         with pytest.raises(compare.GradientsDiffer, match="liar at S: its norms differs from ours"):
-            examples._check(
+            examples.check(
                 QUICK["S"],
                 peer._replace(result=lambda w=wrong: [np.array(w)]),
                 [np.array([1.0, 2.0])],
