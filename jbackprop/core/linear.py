@@ -179,7 +179,10 @@ class Conv:
     def rows(self, a: Array) -> Float[Array, "T n_in"]:
         """r_p(a) for every position p, (T, kernel · channels): `w.reshape(n, -1)` is the matrix."""
         g = self._windows(a.shape)
-        return jnp.stack([*g.seen(g.padded(a))], axis=-2).reshape(math.prod(g.out), -1)
+        for stage in g.by_dimension():  # k + k slices and not k · k
+            entries = jnp.stack([*stage.seen(stage.padded(a))], axis=-2)
+            a = entries.reshape(*entries.shape[:-2], -1)
+        return a.reshape(math.prod(g.out), -1)
 
     def weighted_sum(self, c: Array, delta: Array, a: Array) -> Array:
         """Σ_i c_i Σ_p δ_ip r_p(a_i)ᵀ: a convolution over the input with δ as its kernel, whose

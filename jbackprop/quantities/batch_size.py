@@ -39,7 +39,7 @@ from jbackprop.core.numerics import (
     wide,
 )
 from jbackprop.quantities.arguments import as_direction
-from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
+from jbackprop.quantities.layers import RankOne, flat_pairs, layers_of
 from jbackprop.quantities.moments import deviations, second_moment
 from jbackprop.quantities.norms import in_range, norm_of_layers, squared_norm, squared_norms
 from jbackprop.quantities.spread import Noise, centred, spread
@@ -92,10 +92,11 @@ def along_mean(factors: Factors, found: Noise) -> Float[Array, " B"]:
     p = found.share.p
     batch, layers = len(p), layers_of(factors)
     fine = in_range(factors)
-    shared = any(isinstance(layer, Shared) for layer in layers)
+    once = [layer for layer in layers if isinstance(layer, RankOne)]
     sizes = [(d.shape[1], a.shape[1]) for d, a in flat_pairs(layers)]
-    if not shared and batch * sum(n + m for n, m in sizes) < sum(n * m for n, m in sizes):
-        products = sum(plain_products(layer, layer, fine) for layer in layers) @ p
+    fewer = batch * sum(n + m for n, m in sizes) < sum(n * m for n, m in sizes)
+    if fewer and len(once) == len(layers):
+        products = sum(plain_products(layer, layer, fine) for layer in once) @ p
         squared_mean = p @ products
     else:
         mean = mean_gradient(factors)
@@ -120,7 +121,8 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
     length = norm(norm_of_layers(mean))
     length = jnp.where(length == 0, 1, length)
     found = jnp.zeros_like(p)
-    for layer, (delta, a), g in zip(layers_of(factors), centred(factors, p), mean, strict=True):
+    layers = layers_of(factors)
+    for layer, (delta, a), g in zip(layers, centred(layers, p), mean, strict=True):
         w, b = quotient(g.w, length), quotient(g.b, length)
         shift = layer.through(w, a.rows * a.unit) + layer.at_positions(b)[None]
         plain = jnp.sum(delta.rows * shift, axis=1)

@@ -14,7 +14,6 @@ Privacy", 2022, arXiv:2205.10683.
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -22,12 +21,10 @@ from jbackprop.core.linear import rows_of, sees_at_most
 from jbackprop.core.numerics import (
     SEEN,
     hypot,
-    norm,
     norms_of_rows,
     power_of_two,
     root,
     rounding,
-    safe_range,
     unless,
     wide,
 )
@@ -64,33 +61,39 @@ def held_of(layer: Any) -> tuple[Array, Array] | None:
 
 
 def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Norms:
-    """‖g_i‖ of a layer, right over the whole range of a dtype."""
+    """‖g_i‖ of a layer, right over the whole range of a dtype: δ_i and a_i are taken in units of
+    their own."""
     dtype, positions = wide(layer.delta).dtype, layer.positions
 
     def direct() -> Norms:
         lost = rounding(positions, dtype) * _absolute(layer)
-        return Norms(_direct_norms(layer, present, held), lost)
+        return Norms(_direct_norms(layer, held), lost)
 
     if not prefers_ghost(layer):
         return direct()
-    squared, most = layer.of_each(lambda *pair: _ghost(layer, *pair), layer.delta, layer.a)
-    low, high = safe_range(dtype)
-    clear = (squared >= SEEN**2 * most) & (squared >= low) & (most <= high) | ~present
+    found = layer.of_each(lambda *pair: _ghost(layer, *pair), layer.delta, layer.a)
+    squared, most, of_w, of_b = found
 
     def ghost() -> Norms:
         lost = rounding(max(positions**2, *layer.matrix_shape), dtype) * most
-        return Norms(root(squared), root(squared + lost) - root(squared))
+        w, longer = root(squared), root(squared + lost)
+        hidden = rounding(positions, dtype) * root(most) + longer - w
+        return Norms(hypot(w * of_w, of_b), hidden * of_w)
 
+    clear = (squared >= SEEN**2 * most) | ~present
     return unless(jnp.all(clear), ghost, direct)
 
 
-def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, Array]:
-    """Σ_pq (δ_p · δ_q)(1 + r_p · r_q) of ONE example, and its most, (Σ_p ‖δ_p‖ ‖r̃_p‖)²."""
+def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, ...]:
+    """Of ONE example: Σ_pq (δ_p · δ_q)(r_p · r_q) and its most, (Σ_p ‖δ_p‖ ‖r_p‖)², in a unit
+    squared; that unit; and ‖Σ_p δ_p‖."""
     rows: Any = rows_of(layer.map)
-    by_position, seen = wide(delta).reshape(-1, delta.shape[-1]), rows(wide(a))
-    of_delta, of_rows = by_position @ by_position.T, 1 + seen @ seen.T
-    longest = jnp.sum(root(jnp.diagonal(of_delta) * jnp.diagonal(of_rows)))
-    return jnp.sum(of_delta * of_rows), jnp.square(longest)
+    (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
+    by_position, seen = delta.reshape(-1, delta.shape[-1]), rows(a)
+    of_deltas, of_rows = by_position @ by_position.T, seen @ seen.T
+    longest = jnp.sum(root(jnp.diagonal(of_deltas) * jnp.diagonal(of_rows)))
+    b = root(jnp.sum(jnp.square(by_position.sum(axis=0)))) * of_delta
+    return jnp.sum(of_deltas * of_rows), jnp.square(longest), of_delta * of_a, b
 
 
 def _absolute(layer: Shared) -> Float[Array, " B"]:
@@ -101,29 +104,20 @@ def _absolute(layer: Shared) -> Float[Array, " B"]:
     return of_delta * jnp.where(of_delta == 0, 1, hypot(sees * of_a, ones))
 
 
-def _direct_norms(layer: Shared, present: Bool[Array, " B"], held: Any) -> Float[Array, " B"]:
-    """‖g_i‖ by g_i itself; of numbers whose squares leave the range, in units of their own."""
-    low, high = safe_range(wide(layer.delta).dtype)
+def _direct_norms(layer: Shared, held: Any) -> Float[Array, " B"]:
+    """‖g_i‖ by g_i itself."""
+    if held is not None:
+        return hypot(*(norms_of_rows(rows.reshape(len(rows), -1)) for rows in held))
 
-    def squared(w: Array, b: Array) -> Array:
-        return jnp.sum(jnp.square(w)) + jnp.sum(jnp.square(b))
-
-    def careful(delta: Array, a: Array) -> Array:
+    def one(delta: Array, a: Array) -> Array:
         (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
-        w, b = (norms_of_rows(g.ravel()) for g in layer.gradient(delta, a))
-        return norm(jnp.stack([w * (of_delta * of_a), b * of_delta]))
+        w, b = (root(jnp.sum(jnp.square(g))) for g in layer.gradient(delta, a))
+        return hypot(w * (of_delta * of_a), b * of_delta)
 
-    if held is None:
-        s = layer.of_each(lambda *pair: squared(*layer.gradient(*pair)), layer.delta, layer.a)
-    else:
-        s = jax.vmap(squared)(*held)
-    fine = (s >= low) & (s <= high) | ~present
-    one = lambda row: unless(row[0], lambda: root(row[1]), lambda: careful(*row[2:]))
-    each = lambda: jax.lax.map(one, (fine, s, layer.delta, layer.a))
-    return unless(jnp.all(fine), lambda: root(s), each)
+    return layer.of_each(one, layer.delta, layer.a)
 
 
 def in_units(values: Array) -> tuple[Array, Array]:
-    """v / unit, and that power of two, near the largest of them."""
+    """v / unit of ONE example, and that power of two, near the largest of them."""
     unit = power_of_two(jnp.max(jnp.abs(wide(values))))
     return wide(values) / unit, unit

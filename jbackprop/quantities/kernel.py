@@ -19,8 +19,7 @@ from jbackprop.core.arrays import check_size
 from jbackprop.core.backward import propagate
 from jbackprop.core.checks import as_input
 from jbackprop.core.network import Network, Params, as_layers, forward, pooled, unpooled
-from jbackprop.quantities.layers import RankOne, flat_pairs, layer_of
-from jbackprop.quantities.norms import pairs_in_range
+from jbackprop.quantities.layers import RankOne, layer_of
 from jbackprop.quantities.statistics import products_of_all
 
 
@@ -86,14 +85,13 @@ def _products_of_vectors(
     factors = partial(_factors_of_output, net, layers)
     jacobian = jax.vmap(lambda x: [(d, a[0]) for d, a in jax.vmap(partial(factors, x))(outputs)])
     one, other = jacobian(rows), jacobian(columns)
-    side_by_side = lambda pairs: [RankOne(d.reshape(len(d), -1), a) for d, a in pairs]
-    in_range = lambda pairs: jnp.all(pairs_in_range(flat_pairs(side_by_side(pairs))))
-    fine = in_range(one) & in_range(other)
+    present = jnp.ones(len(rows), bool), jnp.ones(len(columns), bool)
     if not apart:  # Σ_k δ_k · δ'_k is one product of all outputs' δ side by side
-        return products_of_all(side_by_side(one), side_by_side(other), fine)
+        side_by_side = lambda pairs: [RankOne(d.reshape(len(d), -1), a) for d, a in pairs]
+        return products_of_all(side_by_side(one), side_by_side(other), *present)
     (deltas, a), (deltas2, a2) = (zip(*pairs, strict=True) for pairs in (one, other))
     of_output = lambda ds, ds2: products_of_all(
-        [*map(RankOne, ds, a)], [*map(RankOne, ds2, a2)], fine
+        [*map(RankOne, ds, a)], [*map(RankOne, ds2, a2)], *present
     )
     return jax.vmap(of_output, in_axes=1)(deltas, deltas2)
 
@@ -109,8 +107,7 @@ def _products_by_output(
             [layer_of(linear, *pair) for linear, pair in zip(net.maps, factors(x), strict=True)]
             for x in (rows, columns)
         )
-        in_range = lambda side: jnp.all(pairs_in_range(flat_pairs(side)))
-        return products_of_all(one, other, in_range(one) & in_range(other))
+        return products_of_all(one, other, jnp.ones(len(rows), bool), jnp.ones(len(columns), bool))
 
     every = jax.lax.map(of_output, jnp.arange(net.shapes[-1][0]))
     return every if apart else every.sum(axis=0)

@@ -130,6 +130,14 @@ def layer_of(linear: Any, delta: Array, a: Array) -> Some:
     return Shared(linear, delta, a)
 
 
+def by_kind(layers: list[Some], of_vectors: Any, of_shared: Any) -> list[Any]:
+    """What `of_vectors` says of all that are used once, together, and `of_shared` of each other
+    layer; in their order."""
+    once = [layer for layer in layers if isinstance(layer, RankOne)]
+    told = iter(of_vectors(once) if once else ())
+    return [of_shared(layer) if isinstance(layer, Shared) else next(told) for layer in layers]
+
+
 def flat_pairs(layers: list[Any]) -> list[tuple[Array, Array]]:
     """(δ, a) of every layer, all of an example's numbers in a row."""
     flat = lambda rows: rows if rows.ndim == 2 else rows.reshape(len(rows), -1)

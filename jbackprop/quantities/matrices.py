@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 
 from jbackprop.core.examples import sum_over_blocks
 from jbackprop.core.linear import bias_sum, rows_of
-from jbackprop.core.numerics import wide
+from jbackprop.core.network import Layer
+from jbackprop.core.numerics import power_of_two, wide
 from jbackprop.quantities.layers import Shared
 
 # matrices held at once, for all examples of a batch, in multiples of what the layer has on its tape
@@ -24,14 +25,20 @@ def by_position(delta: Array) -> Float[Array, "B T n"]:
     return wide(delta).reshape(len(delta), -1, delta.shape[-1])
 
 
-def sum_of_squares(layer: Shared, c: Float[Array, " B"]) -> tuple[Array, Array]:
-    """Σ_i c_i g_i ⊙ g_i of w and b; c_i is a factor of g_i² and no weight of its own."""
+def moment_of(layer: Shared, p: Float[Array, " B"]) -> tuple[Layer, Layer]:
+    """Σ p_i g_i ⊙ g_i / unit² of w and b, and both units: in range, whatever δ and a are."""
+    largest = lambda rows: power_of_two(jnp.max(jnp.abs(rows), axis=range(1, rows.ndim)))
+    sums = by_position(layer.delta).sum(axis=1)
+    of_delta, of_a, of_b = map(largest, (wide(layer.delta), wide(layer.a), sums))
+    half = power_of_two(jnp.max(jnp.sqrt(of_delta) * jnp.sqrt(of_a)))
 
-    def one(c: Array, delta: Array, a: Array) -> tuple[Array, ...]:
-        return tuple(c * jnp.square(g) for g in layer.gradient(delta, a))
+    def one(share: Array, delta: Array, a: Array, of_delta: Array, of_a: Array) -> Array:
+        w, _ = layer.gradient(wide(delta) / of_delta, wide(a) / of_a)
+        return share * jnp.square(w * (of_delta / half) * (of_a / half))
 
-    w, b = layer.summed(one, c, layer.delta, layer.a)
-    return layer.in_w_shape(w), b
+    w = layer.in_w_shape(layer.summed(one, p, layer.delta, layer.a, of_delta, of_a))
+    b = jnp.max(of_b)
+    return Layer(w, p @ jnp.square(sums / b)), Layer(half * half, b)
 
 
 def products_of_matrices(one: Shared, other: Shared) -> tuple[Array, Array]:

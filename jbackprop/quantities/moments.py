@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.linear import bias_sum, outer_sum
@@ -29,10 +29,9 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
-from jbackprop.quantities.ghost import in_units, norms_of
-from jbackprop.quantities.layers import Shared, Some, layers_of
-from jbackprop.quantities.matrices import by_position, deviations_of, sum_of_squares
-from jbackprop.quantities.norms import in_range
+from jbackprop.quantities.layers import RankOne, Shared, by_kind, layers_of
+from jbackprop.quantities.matrices import deviations_of, moment_of
+from jbackprop.quantities.norms import all_in_range
 from jbackprop.quantities.spread import centred, product_of_deviations
 
 
@@ -43,21 +42,24 @@ def second_moment(factors: Factors) -> Params:
     Its sum over elements is the numerator of the diagonal Takeuchi criterion: see `takeuchi`. Of a
     population it is an unbiased estimate; 0 where all weights are 0.
     """
-    careful = lambda: tuple(_in_units(*found) for found in _balanced_squares(factors))
-    return unless(in_range(factors), lambda: _squares(factors), careful)
+    p, weight = shares(factors.weight), factors.weight
+
+    def of_vectors(layers: list[RankOne]) -> tuple[Layer, ...]:
+        careful = lambda: tuple(_in_units(*found) for found in _balanced_squares(layers, p))
+        return unless(all_in_range(layers, weight != 0), lambda: _squares(layers, weight), careful)
+
+    of_shared = lambda layer: _in_units(*moment_of(layer, p))
+    return tuple(by_kind(layers_of(factors), of_vectors, of_shared))
 
 
-def _squares(factors: Factors) -> Params:
-    weight = unit(factors.weight)
+def _squares(layers: list[RankOne], weight: Float[Array, " B"]) -> tuple[Layer, ...]:
+    weight = unit(weight)
 
-    def of_layer(layer: Some) -> Layer:
-        if isinstance(layer, Shared):
-            return Layer(*sum_of_squares(layer, weight))
+    def of_layer(layer: RankOne) -> Layer:
         delta, a = square(layer.delta), square(layer.a)
         return Layer(outer_sum(weight, delta, a), bias_sum(weight, delta))
 
-    sums = tuple(of_layer(layer) for layer in layers_of(factors))
-    return jax.tree.map(lambda g: g * over_total(weight), sums)
+    return jax.tree.map(lambda g: g * over_total(weight), tuple(map(of_layer, layers)))
 
 
 def _in_units(layer: Layer, units: Layer) -> Layer:
@@ -65,9 +67,9 @@ def _in_units(layer: Layer, units: Layer) -> Layer:
     return jax.tree.map(lambda v, u: v * u * u, layer, units)
 
 
-def _balanced_squares(factors: Factors) -> list[tuple[Layer, Layer]]:
+def _balanced_squares(layers: list[RankOne], p: Float[Array, " B"]) -> list[tuple[Layer, Layer]]:
     """(Σ p_i g_i² / unit², unit) of every layer, w and b: both factors of w made equally long."""
-    p, found = shares(factors.weight), []
+    found = []
 
     def balanced(delta: Array, a: Array) -> tuple[Array, Array]:
         sizes = norms_of_rows(delta), norms_of_rows(a)
@@ -80,24 +82,9 @@ def _balanced_squares(factors: Factors) -> list[tuple[Layer, Layer]]:
         )
         return jnp.einsum("b,bj,bk->jk", p, *halves), largest
 
-    def of_matrices(layer: Shared) -> tuple[Array, Array]:
-        largest = power_of_two(jnp.max(norms_of(layer, factors.weight != 0).gradient))
-        half = root(largest)
-
-        def one(share: Array, delta: Array, a: Array) -> Array:
-            (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
-            w, _ = layer.gradient(delta, a)
-            return share * jnp.square(w * (of_delta / half) * (of_a / half))
-
-        return layer.in_w_shape(layer.summed(one, p, layer.delta, layer.a)), largest
-
-    for layer in layers_of(factors):
-        if isinstance(layer, Shared):
-            w, of_w = of_matrices(layer)
-            delta = by_position(layer.delta).sum(axis=1)
-        else:
-            delta, a = wide(layer.delta), wide(layer.a)
-            w, of_w = balanced(delta, a)
+    for layer in layers:
+        delta, a = wide(layer.delta), wide(layer.a)
+        w, of_w = balanced(delta, a)
         of_b = power_of_two(jnp.max(norms_of_rows(delta)))
         found.append((Layer(w, p @ jnp.square(delta / of_b)), Layer(of_w, of_b)))
     return found
@@ -114,47 +101,63 @@ class Deviations(NamedTuple):
 @jax.jit
 def deviations(factors: Factors) -> Deviations:
     """The mean of the examples' gradients and their variance, element by element."""
-    mean, moment = jax.tree.map(wide, mean_gradient(factors)), _squares(factors)
-    # worked out twice, once to look at: what passes through a condition is copied
-    leaves = zip(jax.tree.leaves(moment), jax.tree.leaves(mean), strict=True)
-    clear = jnp.stack([jnp.all(m - g**2 >= SEEN * m) for m, g in leaves]).all()
-    one = jnp.ones_like(factors.weight, shape=())
-    variance, units = unless(
-        clear & in_range(factors) | jnp.all(factors.weight == 0),
-        lambda: (
-            jax.tree.map(lambda m, g: m - g**2, moment, mean),
-            tuple(Layer(one, one) for _ in mean),
-        ),
-        lambda: _careful_variance(factors, mean),
-    )
-    return Deviations(mean, variance, units)
+    mean = jax.tree.map(wide, mean_gradient(factors))
+    layers, p, weight = layers_of(factors), shares(factors.weight), factors.weight
+    nobody = jnp.all(weight == 0)
+    means = {id(layer): g for layer, g in zip(layers, mean, strict=True)}
+    none_lost = lambda moment, mean: jnp.all(moment - mean**2 >= SEEN * moment)
 
+    def of_vectors(layers: list[RankOne]) -> Any:
+        mean, moment = [means[id(layer)] for layer in layers], _squares(layers, weight)
+        # worked out twice, once to look at: what passes through a condition is copied
+        leaves = zip(jax.tree.leaves(moment), jax.tree.leaves(mean), strict=True)
+        clear = jnp.stack([none_lost(*pair) for pair in leaves]).all()
+        one = jnp.ones_like(weight, shape=())
+        plain = lambda: [
+            (Layer(w - g.w**2, b - g.b**2), Layer(one, one))
+            for (w, b), g in zip(moment, mean, strict=True)
+        ]
+        fine = clear & all_in_range(layers, weight != 0) | nobody
+        return unless(fine, plain, lambda: _careful_variance(layers, p, mean))
 
-def _careful_variance(factors: Factors, mean: Params) -> tuple[Params, Any]:
-    p = shares(factors.weight)
-    products = lambda rows, columns: jnp.einsum("bj,bk->jk", p[:, None] * rows, columns)
-    variances, units = [], []
-    found = centred(factors, p), mean, _balanced_squares(factors)
-    for layer, (delta, a), g, (moment, units_of) in zip(layers_of(factors), *found, strict=True):
-        scale = jnp.square(delta.unit / units_of.w * a.unit)
-        plain = moment.w - jnp.square(g.w / units_of.w)
-        if isinstance(layer, Shared):
+    def of_shared(layer: Shared) -> tuple[Layer, Layer]:
+        (w, b), units = moment_of(layer, p)
+        g = jax.tree.map(lambda g, u: g / u, means[id(layer)], units)
+        clear = none_lost(w, g.w) & none_lost(b, g.b)
+
+        def careful() -> Layer:
+            ((delta, a),) = centred([layer], p)
             apart = deviations_of(layer, p, delta, a)
-            w = jnp.where(scale * apart.terms < moment.w, scale * apart.w, jnp.maximum(plain, 0))
-            b = jnp.square(delta.unit / units_of.b) * apart.b
-            variances.append(Layer(w, b))
-            units.append(units_of)
-            continue
+            of_w = jnp.square(delta.unit / units.w * a.unit)
+            of_b = jnp.square(delta.unit / units.b)
+            plain = jnp.maximum(w - g.w**2, 0)
+            return Layer(jnp.where(of_w * apart.terms < w, of_w * apart.w, plain), of_b * apart.b)
+
+        return unless(clear | nobody, lambda: Layer(w - g.w**2, b - g.b**2), careful), units
+
+    found = by_kind(layers, of_vectors, of_shared)
+    variances, units = zip(*found, strict=True)
+    return Deviations(mean, tuple(variances), tuple(units))
+
+
+def _careful_variance(
+    layers: list[RankOne], p: Float[Array, " B"], mean: list[Layer]
+) -> list[tuple[Layer, Layer]]:
+    products = lambda rows, columns: jnp.einsum("bj,bk->jk", p[:, None] * rows, columns)
+    found = []
+    of_layers = zip(centred(layers, p), mean, _balanced_squares(layers, p), strict=True)
+    for (delta, a), layer, (moment, units_of) in of_layers:
+        scale = jnp.square(delta.unit / units_of.w * a.unit)
         own = scale * products(delta.away**2, a.rows**2)
         mixed = scale * 2 * delta.mean[:, None] * products(delta.away, a.rows * a.away)
         other = scale * jnp.outer(delta.mean**2, p @ a.away**2)
         both = scale * jnp.square(product_of_deviations(p, delta, a))
         smaller = own + jnp.abs(mixed) + other < moment.w
-        by_parts = own + mixed + other - both
+        by_parts, plain = own + mixed + other - both, moment.w - jnp.square(layer.w / units_of.w)
         w = jnp.maximum(jnp.where(smaller, by_parts, plain), 0)
-        variances.append(Layer(w, p @ jnp.square(delta.away * (delta.unit / units_of.b))))
-        units.append(units_of)
-    return tuple(variances), tuple(units)
+        b = p @ jnp.square(delta.away * (delta.unit / units_of.b))
+        found.append((Layer(w, b), units_of))
+    return found
 
 
 def variance(factors: Factors) -> Params:

@@ -5,6 +5,7 @@ weights are shared by positions, `ghost.py` has the norm.
 Goodfellow, "Efficient Per-Example Gradient Computations", 2015, arXiv:1510.01799.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from jbackprop.core.numerics import (
     wide,
 )
 from jbackprop.quantities.ghost import norms_of
-from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
+from jbackprop.quantities.layers import Shared, Some, flat_pairs, layers_of
 
 Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer, all of an example in a row
 
@@ -47,8 +48,12 @@ def pairs_in_range(pairs: Pairs) -> Bool[Array, "B L"]:
 
 def in_range(factors: Factors) -> Bool[Array, ""]:
     """Whether that is so for every row that is present."""
-    pairs = flat_pairs(layers_of(factors))
-    return jnp.all(pairs_in_range(pairs) | (factors.weight == 0)[:, None])
+    return all_in_range(layers_of(factors), factors.weight != 0)
+
+
+def all_in_range(layers: Sequence[Some], present: Bool[Array, " B"]) -> Bool[Array, ""]:
+    """Whether it is so of these layers."""
+    return jnp.all(pairs_in_range(flat_pairs([*layers])) | ~present[:, None])
 
 
 class Lengths(NamedTuple):

@@ -14,6 +14,7 @@ Where large δ meet small a (an outlier that saturates) the terms of the second 
 ones. Both say how large their terms are, and the one with smaller terms is taken, layer by layer.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,7 +36,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
-from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
+from jbackprop.quantities.layers import Shared, Some, flat_pairs, layers_of
 from jbackprop.quantities.matrices import deviations_of
 from jbackprop.quantities.norms import Lengths, lengths, squared_norm
 
@@ -124,8 +125,9 @@ def _careful_spread(
     sizes = jnp.max(norms, axis=0)
     units = power_of_two(jnp.where(sizes == 0, jnp.max(sizes), sizes))
     columns = []
-    found = centred(factors, p), mean, units, norms.T
-    for layer, (delta, a), g, unit, column in zip(layers_of(factors), *found, strict=True):
+    layers = layers_of(factors)
+    found = centred(layers, p), mean, units, norms.T
+    for layer, (delta, a), g, unit, column in zip(layers, *found, strict=True):
         s = p @ jnp.square(column / unit)
         m = sum(jnp.sum(square(wide(leaf) / unit)) for leaf in g)
         of_b = jnp.square(delta.unit / unit)
@@ -159,8 +161,8 @@ class Centred(NamedTuple):
     unit: Float[Array, ""]
 
 
-def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Centred]]:
-    """δ^l and a^{l-1} of every layer, about their means."""
+def centred(layers: Sequence[Some], p: Float[Array, " B"]) -> list[tuple[Centred, Centred]]:
+    """δ^l and a^{l-1} of these layers, about their means, all of an example in a row."""
 
     def about_mean(rows: Array) -> Centred:
         unit = power_of_two(jnp.max(norms_of_rows(rows)))
@@ -170,8 +172,7 @@ def centred(factors: Factors, p: Float[Array, " B"]) -> list[tuple[Centred, Cent
         mean = pivot + p @ (rows - pivot[None])
         return Centred(rows, mean, rows - mean[None], unit)
 
-    pairs = flat_pairs(layers_of(factors))
-    return [(about_mean(delta), about_mean(a)) for delta, a in pairs]
+    return [(about_mean(delta), about_mean(a)) for delta, a in flat_pairs([*layers])]
 
 
 def product_of_deviations(p: Any, delta: Centred, a: Centred) -> Float[Array, "n_out n_in"]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jbackprop.core.factors import Factors
 from jbackprop.core.numerics import (
@@ -29,7 +29,7 @@ from jbackprop.quantities.arguments import as_direction, check_same_network
 from jbackprop.quantities.ghost import in_units
 from jbackprop.quantities.layers import RankOne, Shared, Some, flat_pairs, layers_of
 from jbackprop.quantities.matrices import kronecker_of_positions, products_of_matrices
-from jbackprop.quantities.norms import in_range
+from jbackprop.quantities.norms import all_in_range, in_range
 
 
 def with_one(a: Float[Array, "B n"]) -> Float[Array, "B n1"]:
@@ -105,38 +105,40 @@ def gram(factors: Factors, other: Factors | None = None) -> Float[Array, "B B2"]
 
 @jax.jit
 def _gram(factors: Factors, other: Factors | None) -> Float[Array, "B B2"]:
-    layers, fine = layers_of(factors), in_range(factors)
+    layers, present = layers_of(factors), factors.weight != 0
     if other is None:
-        return products_of_all(layers, layers, fine)
-    return products_of_all(layers, layers_of(other), fine & in_range(other))
+        return products_of_all(layers, layers, present, present)
+    return products_of_all(layers, layers_of(other), present, other.weight != 0)
 
 
 def products_of_all(
-    one: Sequence[Some], other: Sequence[Some], fine: Bool[Array, ""]
+    one: Sequence[Some], other: Sequence[Some], present: Any, present2: Any
 ) -> Float[Array, "B B2"]:
-    """Σ_l ⟨g_i^l, g'_j^l⟩; `fine` where the squares are in range."""
+    """Σ_l ⟨g_i^l, g'_j^l⟩."""
     pairs = [*zip(one, other, strict=True)]
-    plain = sum(plain_products(*pair, fine) for pair in pairs)
-    return unless(fine, lambda: plain, lambda: sum(_careful_products(*pair) for pair in pairs))
+    total = sum(_products_in_units(u, v) for u, v in pairs if isinstance(u, Shared))
+    once: list[Any] = [(u, v) for u, v in pairs if isinstance(u, RankOne)]
+    if once:
+        sides = [*zip(*once, strict=True)]
+        fine = all_in_range(sides[0], present) & all_in_range(sides[1], present2)
+        plain = sum(plain_products(u, v, fine) for u, v in once)
+        careful = lambda: sum(_careful_products(u, v) for u, v in once)
+        total += unless(fine, lambda: plain, careful)
+    return total  # pyright: ignore
 
 
 def _products(rows: Array, others: Array) -> Array:
     return jnp.einsum("in,jn->ij", rows, others, preferred_element_type=wide(rows).dtype)
 
 
-def plain_products(one: Some, other: Some, fine: Any) -> Array:
-    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs, or by matrices; 0 where that is not in range."""
+def plain_products(one: RankOne, other: RankOne, fine: Any) -> Array:
+    """(δ_i · δ'_j)(1 + a_i · a'_j) of all pairs; 0 where that is not in range."""
     keep = lambda products: jnp.where(fine, products, 0)
-    if isinstance(one, Shared):
-        w, b = products_of_matrices(one, other)  # pyright: ignore
-        return keep(w) + keep(b)
     return keep(_products(one.delta, other.delta)) * (1 + keep(_products(one.a, other.a)))
 
 
-def _careful_products(one: Some, other: Some) -> Array:
-    """The same as ‖δ_i‖ ‖ã_i‖ ‖δ'_j‖ ‖ã'_j‖ times what their directions give."""
-    if isinstance(one, Shared):
-        return _products_in_units(one, other)
+def _careful_products(one: RankOne, other: RankOne) -> Array:
+    """The same as ‖g_i‖ ‖g'_j‖ times two cosines."""
     cosines, sizes = [], []
     for rows, others in ((one.delta, other.delta), (with_one(one.a), with_one(other.a))):
         (u, size), (v, size2) = directions(rows), directions(others)
@@ -148,9 +150,15 @@ def _careful_products(one: Some, other: Some) -> Array:
 
 
 def _products_in_units(one: Shared, other: Any) -> Array:
-    sides = [jax.vmap(in_units)(rows) for s in (one, other) for rows in (s.delta, s.a)]
-    (d, of_d), (a, of_a), (d2, of_d2), (a2, of_a2) = sides
-    w, b = products_of_matrices(replace(one, delta=d, a=a), replace(other, delta=d2, a=a2))
+    """By matrices of δ_i and a_i, each in units of its own."""
+    units = lambda side: [jax.vmap(in_units)(rows) for rows in (side.delta, side.a)]
+    (d, of_d), (a, of_a) = units(one)
+    scaled = scaled2 = replace(one, delta=d, a=a)
+    of_d2, of_a2 = of_d, of_a
+    if other is not one:
+        (d2, of_d2), (a2, of_a2) = units(other)
+        scaled2 = replace(other, delta=d2, a=a2)
+    w, b = products_of_matrices(scaled, scaled2)
     of_w = w * (of_d * of_a)[:, None] * (of_d2 * of_a2)[None, :]
     return of_w + b * of_d[:, None] * of_d2[None, :]
 
