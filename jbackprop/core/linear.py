@@ -187,12 +187,12 @@ class Conv:
     def weighted_sum(self, c: Array, delta: Array, a: Array) -> Array:
         """Σ_i c_i Σ_p δ_ip r_p(a_i)ᵀ: a convolution over the input with δ as its kernel, whose
         channels are the examples of a block."""
-        scaled, a = _scaled(c, delta, a)
-        size = block_size(len(a), bytes_of_example((scaled, a)))
-        return sum_over_blocks(self._sum_of_block, scaled, a, size=size)
+        size = block_size(len(a), bytes_of_example((delta, a)))
+        return sum_over_blocks(self._sum_of_block, c, delta, a, size=size)
 
-    def _sum_of_block(self, delta: Array, a: Array) -> Array:
+    def _sum_of_block(self, c: Array, delta: Array, a: Array) -> Array:
         g = self._windows(a.shape[1:])
+        delta, a = _scaled(c, delta, a)
         lhs, rhs = jnp.moveaxis(a, 0, -1), jnp.moveaxis(delta, 0, -2)
         # up to the last row that a kernel meets, of which all may be padding
         met = [n + r for n, r in zip(g.spread, g.reach, strict=True)]

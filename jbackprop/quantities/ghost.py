@@ -99,7 +99,7 @@ def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, ...]:
 def _absolute(layer: Shared) -> Float[Array, " B"]:
     """At least Σ_p ‖δ_p‖ ‖r̃_p‖ of every example."""
     sees = math.sqrt(sees_at_most(layer.map, layer.a.shape[1:]))
-    of_delta, of_a = (norms_of_rows(v.reshape(len(v), -1)) for v in (layer.delta, layer.a))
+    of_delta, of_a = norms_of_examples(layer.delta), norms_of_examples(layer.a)
     ones = jnp.full_like(of_a, math.sqrt(layer.positions))
     return of_delta * jnp.where(of_delta == 0, 1, hypot(sees * of_a, ones))
 
@@ -107,7 +107,7 @@ def _absolute(layer: Shared) -> Float[Array, " B"]:
 def _direct_norms(layer: Shared, held: Any) -> Float[Array, " B"]:
     """‖g_i‖ by g_i itself."""
     if held is not None:
-        return hypot(*(norms_of_rows(rows.reshape(len(rows), -1)) for rows in held))
+        return hypot(*map(norms_of_examples, held))
 
     def one(delta: Array, a: Array) -> Array:
         (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
@@ -115,6 +115,13 @@ def _direct_norms(layer: Shared, held: Any) -> Float[Array, " B"]:
         return hypot(w * (of_delta * of_a), b * of_delta)
 
     return layer.of_each(one, layer.delta, layer.a)
+
+
+def norms_of_examples(values: Array) -> Float[Array, " B"]:
+    """‖v_i‖ of all that an example has; by sums, since for a product with ones the squares of many
+    positions would be written down."""
+    rows = values.reshape(len(values), -1)
+    return norms_of_rows(rows, jnp.sum(jnp.square(wide(rows)), axis=-1))
 
 
 def in_units(values: Array) -> tuple[Array, Array]:

@@ -24,8 +24,8 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
-from jbackprop.quantities.ghost import norms_of
-from jbackprop.quantities.layers import Shared, Some, flat_pairs, layers_of
+from jbackprop.quantities.ghost import norms_of, norms_of_examples
+from jbackprop.quantities.layers import RankOne, Shared, Some, by_kind, flat_pairs, layers_of
 
 Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer, all of an example in a row
 
@@ -66,10 +66,10 @@ class Lengths(NamedTuple):
         hidden: how much longer a sum over positions may be than rounding lets it look.
     """
 
-    delta: Float[Array, "B L"]
-    a: Float[Array, "B L"]
-    gradient: Float[Array, "B L"]
-    hidden: Float[Array, "B L"]
+    delta: Float[Array, "..."]
+    a: Float[Array, "..."]
+    gradient: Float[Array, "..."]
+    hidden: Float[Array, "..."]
 
 
 @jax.jit
@@ -77,16 +77,24 @@ def lengths(factors: Factors, held: Any = None) -> Lengths:
     """By squares, or the longer way where a square would be out of range; `held` as in `held_of`
     of every layer."""
     layers, present = layers_of(factors), factors.weight != 0
-    delta, a = _lengths_of_pairs(flat_pairs(layers), present)
-    # a δ of 0 passes nothing on, however long a is
-    gradient = delta * jnp.where(delta == 0, 1, a)
-    hidden = jnp.zeros_like(gradient)
-    for l, layer in enumerate(layers):
-        if isinstance(layer, Shared):
-            found = norms_of(layer, present, None if held is None else held[l])
-            gradient = gradient.at[:, l].set(found.gradient)
-            hidden = hidden.at[:, l].set(found.hidden)
-    return Lengths(delta, a, gradient, hidden)
+    matrices = held or [None] * len(layers)
+    held_by = {id(layer): own for layer, own in zip(layers, matrices, strict=True)}
+
+    def of_vectors(layers: list[RankOne]) -> list[Lengths]:
+        delta, a = _lengths_of_pairs(flat_pairs(layers), present)
+        # a δ of 0 passes nothing on, however long a is
+        gradient = delta * jnp.where(delta == 0, 1, a)
+        columns = Lengths(delta, a, gradient, jnp.zeros_like(delta))
+        return [Lengths(*(v[:, l] for v in columns)) for l in range(len(layers))]
+
+    def of_shared(layer: Shared) -> Lengths:
+        found, of_a = norms_of(layer, present, held_by[id(layer)]), norms_of_examples(layer.a)
+        augmented = hypot(of_a, jnp.ones_like(of_a))
+        of_delta = norms_of_examples(layer.delta)
+        return Lengths(of_delta, augmented, found.gradient, found.hidden)
+
+    columns = by_kind(layers, of_vectors, of_shared)
+    return Lengths(*(jnp.stack(each, axis=-1) for each in zip(*columns, strict=True)))
 
 
 def _lengths_of_pairs(pairs: Pairs, present: Bool[Array, " B"]) -> tuple[Array, Array]:
