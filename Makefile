@@ -16,6 +16,9 @@ private: $(STAMP) ## learn them privately, and draw what privacy costs (runs/pri
 convolution: $(STAMP) ## learn them by a convolutional network, and draw δ on its way back (runs/convolution/)
 	$(RUN) -m experiments.convolution
 
+mnist1d: $(STAMP) ## one-dimensional digits: logistic regression, a dense and a convolutional network (runs/mnist1d/)
+	$(RUN) -m experiments.convolution --mnist1d --out runs/mnist1d
+
 panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
 	$(RUN) -m experiments.panel
 
@@ -78,8 +81,8 @@ BEFORE ?= HEAD~1
 against: $(STAMP) ## what a change costs: this checkout beside an earlier commit (BEFORE=…), in pairs
 	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
 
-benchmark-convolution: $(STAMP) ## time convolutional networks beside jax.grad (a minute)
-	$(RUN) -m experiments.benchmark.convolution --readme README.md
+benchmark-convolution: $(VENV)/.benchmark ## time convolutional networks and their quantities beside others (20 minutes)
+	$(RUN) -m experiments.benchmark.convolution --readme README.md --out experiments/benchmark/results
 
 donation: $(STAMP) ## what it costs to keep the state that goes into a step
 	$(RUN) -m experiments.benchmark.donation
@@ -119,4 +122,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution panel seeds benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
+.PHONY: help digits private convolution mnist1d panel seeds benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean

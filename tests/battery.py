@@ -125,10 +125,16 @@ def quantities_are_those_of_all_gradients(jb, net):
     assert_close(jb.norm_test(factors), kappa * trace / m)
     along = p @ (g @ mean - m) ** 2
     assert_close(jb.inner_product_test(factors), kappa / (1 - kappa) * along / m**2)
-    if net.flat:
-        for a_a, a in zip(jb.kronecker_factors(factors), factors.tape.a[:-1], strict=True):
-            one = jnp.concatenate([a, jnp.ones((6, 1))], 1)
-            assert_close(a_a[0], (p[:, None] * one).T @ one)
+    if all(hasattr(linear, "rows") for linear in net.maps):
+        each = jb.kronecker_factors(factors)
+        layers = zip(each, net.maps, factors.tape.a[:-1], factors.delta, strict=True)
+        for (a_a, d_d), linear, a, delta in layers:
+            one = jax.vmap(linear.rows)(a)
+            one = jnp.concatenate([one, jnp.ones((*one.shape[:2], 1))], 2)
+            delta = delta.reshape(*one.shape[:2], -1)
+            outer = lambda v: jnp.einsum("b,bti,btj->ij", p, v, v)
+            assert_close(a_a, outer(one))
+            assert_close(d_d, outer(delta) / one.shape[1])
 
     limit = float(jnp.median(norm))
     clipped = jnp.minimum(1, limit / jnp.where(norm == 0, 1, norm))[:, None] * g

@@ -35,8 +35,8 @@ MUTANTS = {
     "a^l for a^{l-1} in an example": ("backward", "tape.a[:-1], strict", "tape.a[1:], strict"),
     "outer product transposed": ("backward", "jnp.outer(delta, a)", "jnp.outer(a, delta)"),
     "a^l for a^{l-1} in a batch": (
-        "factors", "*zip(factors.delta, factors.tape.a[:-1]",
-        "*zip(factors.delta, factors.tape.a[1:]"),
+        "factors", "found = zip(factors.delta, factors.tape.a[:-1]",
+        "found = zip(factors.delta, factors.tape.a[1:]"),
     "contraction transposed": ("linear", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g * share).astype(dtype)", "g.astype(dtype)"),
     "mean of B, not of weights": (
@@ -68,16 +68,18 @@ MUTANTS = {
     "b forgotten in norms": (
         "norms", "return delta, 1 + jnp", "return delta, jnp"),
     "b forgotten in products": (
-        "statistics", "(1 + keep(_products(a, a2)))", "keep(_products(a, a2))"),
-    "a not squared": ("moments", "(square(delta), square(a))", "(square(delta), a)"),
+        "statistics", "(1 + keep(_products(one.a, other.a)))", "keep(_products(one.a, other.a))"),
+    "a not squared": ("moments", "square(layer.delta), square(layer.a)",
+                      "square(layer.delta), layer.a"),
     "1/n for κ": (
         "spread", "jnp.sum(p**2), rest", "1 / jnp.sum(p > 0), rest"),
-    "the mean's square not taken off": ("moments", "lambda m, g: m - g**2", "lambda m, g: m"),
+    "the mean's square not taken off": (
+        "moments", "Layer(w - g.w**2, b - g.b**2), Layer(one", "Layer(w, b), Layer(one"),
     "weights not in A": ("statistics", "p[:, None] * v", "p[:1, None] * v"),
     "clipped by the square": (
         "clipping", "jnp.where(inside, 1, norms))", "jnp.where(inside, 1, norms**2))"),
     "small gradients clipped too": ("clipping", "inside = norms <= max_norm", "inside = norms < 0"),
-    "γ forgotten": ("clipping", "factors)) + gamma", "factors)) + 0 * gamma"),
+    "γ forgotten": ("clipping", "lengths(factors)) + gamma", "lengths(factors)) + 0 * gamma"),
     "one weight for two": ("groups", "(weight[:, None] * weight[None, :])", "weight[:, None]"),
     "groups mixed": ("groups", "together = groups[:, None] == groups[None, :]", "together = True"),
     "not centred": ("batch_size", "1, squared_mean)) - 1", "1, squared_mean))"),
@@ -100,6 +102,25 @@ MUTANTS = {
     "windows without their stride": (
         "windows", "yield padded[tuple(slice(i, i + n, s) for i, n, s in spans)]",
         "yield jnp.roll(padded, 1, 0)[tuple(slice(i, i + n, s) for i, n, s in spans)]"),
+    "stride forgotten in one direction": (
+        "linear", "_convolved(a[None], kernel, g.stride, pads",
+        "_convolved(a[None], kernel, g.stride[:1] * len(pads), pads"),
+    # sums over positions
+    "direct without the bias term": (
+        "ghost", "hypot(w * (of_delta * of_a), b * of_delta)",
+        "hypot(w * (of_delta * of_a), 0 * of_delta)"),
+    "ghost without the bias term": (
+        "ghost", "Norms(hypot(w * of_w, of_b)", "Norms(hypot(w * of_w, 0 * of_b)"),
+    "pairs of one position alone": (
+        "ghost", "jnp.sum(of_deltas * of_rows)", "jnp.trace(of_deltas * of_rows)"),
+    "one position dropped": (
+        "layers", "by_position.T @ seen,", "by_position[1:].T @ seen[1:],"),
+    "T forgotten in a mean": (
+        "matrices", "outer(p, deltas) / layer.positions", "outer(p, deltas)"),
+    "a slice of w counted twice": (
+        "matrices", "cut = lambda v, i: jax", "cut = lambda v, i: 2**0.5 * jax"),
+    "squares without their weights": (
+        "matrices", "share * jnp.square(w * (of_delta", "jnp.square(w * (of_delta"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
@@ -135,8 +156,9 @@ def _battery(jb):
 
 
 def _convolution(jb):
-    """An even kernel padded on one side, a maximum of many ties, a mean, a dense map at the end."""
-    sizes = ((6, 5, 1), jb.Conv(3, 2, padding="SAME"), jb.MaxPool(2), jb.Conv(2, 2), 3)
+    """An even kernel padded on one side, strides that differ, a maximum of many ties."""
+    first = jb.Conv(3, 2, stride=(1, 2), padding="SAME")
+    sizes = ((6, 9, 2), first, jb.MaxPool(2), jb.Conv(2, 2), 3)
     net = jb.Network(sizes, (jb.relu, jb.tanh), jb.softmax, jb.cross_entropy)
     battery.gradient_is_that_of_autodiff(jb, net)
     back = jb.MaxPool(2).transpose(jnp.zeros((2, 2, 1)), jnp.ones((1, 1, 1)))
@@ -146,6 +168,12 @@ def _convolution(jb):
 def _quantities(jb):
     net = jb.Network((3, 4, 3))  # whose gradients differ much, so that no spread cancels
     battery.quantities_are_those_of_all_gradients(jb, net)
+
+
+def _shared(jb):
+    """Norms by both ways: the first convolution's directly, the second's by pairs of positions."""
+    sizes = ((7, 2), jb.Conv(3, 2), jb.Conv(16, 5), jb.MeanPool(), 2)
+    battery.quantities_are_those_of_all_gradients(jb, jb.Network(sizes, jb.tanh))
 
 
 @pytest.fixture
@@ -164,6 +192,7 @@ def test_the_package_itself_survives(monkeypatch, tmp_path):
     _battery(same)
     _convolution(same)
     _quantities(same)
+    _shared(same)
 
 
 @pytest.mark.usefixtures("_quiet")
@@ -172,7 +201,9 @@ def test_the_battery_kills(fault, monkeypatch, tmp_path):
     name = f"mutant_{list(MUTANTS).index(fault)}"
     mutant = _mutant(monkeypatch, tmp_path, name, *MUTANTS[fault])
     file = MUTANTS[fault][0]
+    by_file = dict.fromkeys(("linear", "operators", "pooling", "windows"), _convolution)
+    by_file |= dict.fromkeys(("ghost", "layers", "matrices"), _shared)
     above = (PACKAGE / "quantities" / f"{file}.py").exists()
-    by_maps = file in ("linear", "operators", "pooling", "windows")
+    kill = by_file.get(file, _quantities if above else _battery)
     with pytest.raises(AssertionError):
-        (_quantities if above else _convolution if by_maps else _battery)(mutant)
+        kill(mutant)

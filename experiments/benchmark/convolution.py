@@ -54,7 +54,7 @@ class Options:
     examples: bool = True
     """Per-example quantities too."""
     out: Path | None = None
-    """A file of results, as JSON."""
+    """A folder for the results, as JSON."""
     readme: Path | None = None
     """A README whose table is to be replaced."""
 
@@ -201,7 +201,8 @@ def main(options: Options) -> int:
     summary = tables(results)
     print(summary)
     if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        file = options.out / f"{machine.name()}-convolution.json"
+        file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     if options.readme is not None:
         text = options.readme.read_text("utf-8")
         options.readme.write_text(report.into_readme(text, summary, MARK), "utf-8")

@@ -66,19 +66,20 @@ def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Nor
     dtype, positions = wide(layer.delta).dtype, layer.positions
 
     def direct() -> Norms:
-        lost = rounding(positions, dtype) * _absolute(layer)
-        return Norms(_direct_norms(layer, held), lost)
+        # what a weight is a sum over; without rows it may be in every output
+        terms = positions if rows_of(layer.map) else layer.delta[0].size
+        return Norms(_direct_norms(layer, held), rounding(terms, dtype) * _absolute(layer))
 
     if not prefers_ghost(layer):
         return direct()
     found = layer.of_each(lambda *pair: _ghost(layer, *pair), layer.delta, layer.a)
-    squared, most, of_w, of_b = found
+    squared, most, of_w, of_b, b_most = found
 
     def ghost() -> Norms:
+        w, of_sum = root(squared), rounding(positions, dtype)
         lost = rounding(max(positions**2, *layer.matrix_shape), dtype) * most
-        w, longer = root(squared), root(squared + lost)
-        hidden = rounding(positions, dtype) * root(most) + longer - w
-        return Norms(hypot(w * of_w, of_b), hidden * of_w)
+        hidden = (root(squared + lost) - w + of_sum * root(most)) * of_w + of_sum * b_most
+        return Norms(hypot(w * of_w, of_b), hidden)
 
     clear = (squared >= SEEN**2 * most) | ~present
     return unless(jnp.all(clear), ghost, direct)
@@ -86,14 +87,16 @@ def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Nor
 
 def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, ...]:
     """Of ONE example: Σ_pq (δ_p · δ_q)(r_p · r_q) and its most, (Σ_p ‖δ_p‖ ‖r_p‖)², in a unit
-    squared; that unit; and ‖Σ_p δ_p‖."""
+    squared; that unit; ‖Σ_p δ_p‖ and its most."""
     rows: Any = rows_of(layer.map)
     (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
     by_position, seen = delta.reshape(-1, delta.shape[-1]), rows(a)
     of_deltas, of_rows = by_position @ by_position.T, seen @ seen.T
-    longest = jnp.sum(root(jnp.diagonal(of_deltas) * jnp.diagonal(of_rows)))
-    b = root(jnp.sum(jnp.square(by_position.sum(axis=0)))) * of_delta
-    return jnp.sum(of_deltas * of_rows), jnp.square(longest), of_delta * of_a, b
+    lengths = root(jnp.diagonal(of_deltas))
+    most = jnp.square(jnp.sum(lengths * root(jnp.diagonal(of_rows))))
+    b = root(jnp.sum(jnp.square(by_position.sum(axis=0))))
+    of_both = of_delta * of_a, b * of_delta, jnp.sum(lengths) * of_delta
+    return jnp.sum(of_deltas * of_rows), most, *of_both
 
 
 def _absolute(layer: Shared) -> Float[Array, " B"]:
