@@ -65,7 +65,7 @@ NETS = {
     "deep": jb.Network((3, 6, 5, 4, 2), jb.gelu, jb.sigmoid, jb.binary_cross_entropy),
     "linear": jb.Network((4, 3)),
     "convolutions": jb.Network(  # the first goes direct, the second by ghost norms
-        ((7, 6, 2), jb.Conv(3, 3, padding=1), jb.MaxPool(2), jb.Conv(8, 2), jb.MeanPool(), 3),
+        ((7, 6, 2), jb.Conv(3, 3, padding=1), jb.MaxPool(2), jb.Conv(30, 2), jb.MeanPool(), 3),
         jb.tanh,
         jb.softmax,
         jb.cross_entropy,

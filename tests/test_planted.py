@@ -102,7 +102,7 @@ def test_a_planted_fault_is_there_and_goes(faults):
 
 
 def test_what_shows_at_import_is_left_to_a_new_process(faults):
-    fault = faults["quantities/spread.py:<module>:Div to Mult:0"]
+    fault = faults["core/numerics.py:<module>:Div to Mult:0"]
     with planted(fault) as here:
         assert not here
 

@@ -60,8 +60,8 @@ def test_ghost_and_direct_norms_are_the_same(way, monkeypatch):
 def test_the_shorter_way_is_known_from_the_shapes():
     few, many = jb.Network(((4, 4, 30), Conv(40, 3), 2)), jb.Network(((12, 12, 3), Conv(4, 3), 2))
     first, second = (first_of(factors_of(net, batch=2)) for net in (few, many))
-    assert ghost.prefers_ghost(first)  # 4 (270 + 40) < 270 · 40
-    assert not ghost.prefers_ghost(second)  # 100 (27 + 4) > 27 · 4
+    assert ghost.prefers_ghost(first)  # 2 · 4 (270 + 40) < 270 · 40
+    assert not ghost.prefers_ghost(second)  # 2 · 100 (27 + 4) > 27 · 4
     own = first_of(factors_of(jb.Network((5, Circulant(), 2))))
     assert isinstance(own, Shared)
     assert not ghost.prefers_ghost(own)

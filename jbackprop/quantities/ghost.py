@@ -3,7 +3,7 @@
 Two ways lead there, of which the shapes say which is the shorter:
 
     ‖g_i‖² = Σ (Σ_p δ_p r_pᵀ)²               direct: g_i itself, T n n_in products
-    ‖g_i‖² = Σ_pq (δ_p · δ_q)(r_p · r_q)     ghost: T² (n + n_in), where T (n + n_in) < n n_in
+    ‖g_i‖² = Σ_pq (δ_p · δ_q)(r_p · r_q)     ghost: T² (n + n_in), where that is less than half
 
 The second adds up numbers that may cancel: where they do, it is the first after all. Li et al.,
 "Large Language Models Can Be Strong Differentially Private Learners", 2022, arXiv:2110.05679; Bu et
@@ -45,9 +45,10 @@ class Norms(NamedTuple):
 
 
 def prefers_ghost(layer: Shared) -> bool:
-    """Whether products of positions are fewer than those that make a matrix."""
+    """Whether products of positions are fewer by half than those that make a matrix: they are small
+    ones, and where they are as many they took longer on a CPU."""
     n, n_in = layer.matrix_shape
-    return rows_of(layer.map) is not None and layer.positions * (n + n_in) < n * n_in
+    return rows_of(layer.map) is not None and 2 * layer.positions * (n + n_in) < n * n_in
 
 
 def held_of(layer: Any) -> tuple[Array, Array] | None:
