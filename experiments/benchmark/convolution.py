@@ -32,7 +32,8 @@ from experiments.common import networks
 
 P, C = networks.tanh_cnn((28, 28)), networks.c3d3()
 V, D1 = networks.six_convolutions(), networks.one_dimensional(40)
-NETS = {"P": (P, 128, 10), "C": (C, 64, 2), "V": (V, 64, 2), "D1": (D1, 100, 40)}
+# the batch, and how many of them: more than are unrolled, or a loop would be none
+NETS = {"P": (P, 128, 10), "C": (C, 64, 4), "V": (V, 64, 4), "D1": (D1, 100, 40)}
 SAID = {
     "P": "P: the tanh CNN of private training, batch 128",
     "C": "C: 3c3d, batch 64",
