@@ -81,6 +81,16 @@ def cancelling(size):
     return factors._replace(delta=(jnp.asarray(delta, jnp.float32),), tape=tape)
 
 
+def test_who_else_is_there_changes_no_norm_of_a_clip():
+    """One example that cancels is measured directly, and the others as ever."""
+    one, many = cancelling(1e-3), cancelling(1.0)
+    pick = lambda u, v: jnp.concatenate([u[:1], v[1:]])
+    both = jax.tree.map(pick, one, many)
+    alone, beside = jb.clip(many, 0.1), jb.clip(both, 0.1)
+    np.testing.assert_array_equal(beside.delta[0][1:], alone.delta[0][1:])
+    assert not (beside.delta[0][0] == alone.delta[0][0]).all()
+
+
 @pytest.mark.parametrize("size", [1e-1, 1e-3, 1e-5])
 def test_where_positions_cancel_ghost_norms_are_taken_directly(size):
     factors = cancelling(size)
@@ -166,6 +176,36 @@ def test_whatever_one_example_is_it_moves_a_sum_by_no_more_than_the_bound(way, m
 
 
 # ---- blocks of examples
+
+
+@pytest.mark.parametrize("way", [True, False])
+@pytest.mark.parametrize("last", ["held", "not held"])
+def test_a_gradient_beyond_every_number_is_left_out_of_a_sum(last, way, monkeypatch):
+    """δ and a are numbers, and their products none; or δ meets nothing but zeros, in units whose
+    product is none."""
+    monkeypatch.setattr(ghost, "prefers_ghost", lambda layer: way)
+    wide = Conv(2, 2) if last == "held" else Conv(20, 3)
+    factors = factors_of(jb.Network(((4, 1), wide, MeanPool()), jb.tanh), batch=4)
+    assert way or (ghost.held_of(first_of(factors)) is not None) == (last == "held")
+    delta, a = factors.delta[0].at[0].multiply(1e25), factors.tape.a[0].at[0].multiply(1e25)
+    delta = delta.at[1].set(0).at[1, 0].set(1e30)
+    a = a.at[1].set(0).at[1, 3].set(1e30)
+    tape = factors.tape._replace(a=(a, *factors.tape.a[1:]))
+    found = factors._replace(delta=(delta,), tape=tape)
+    blank = lambda v: v.at[0].set(0)
+    without = jax.tree.map(blank, found)._replace(weight=jnp.array([0.0, 1, 1, 1]))
+    assert_close(jb.clipped_sum(0.5, 4)(found), jb.clipped_sum(0.5, 4)(without))
+    assert_close(jb.clipped_mean(0.5)(found)[0].w * 4, jb.clipped_mean(0.5)(without)[0].w * 3)
+    assert jb.grand(found)[1] == pytest.approx(wide.n**0.5 * 1e30)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-15])
+def test_squares_below_every_number_are_no_nan(size):
+    factors = factors_of(SMALL)
+    tape = factors.tape._replace(a=(factors.tape.a[0] * size, factors.tape.a[1]))
+    factors = factors._replace(delta=(factors.delta[0] * size**1.5,), tape=tape)
+    for found in (jb.second_moment(factors), jb.variance(factors)):
+        assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(found))
 
 
 FRESH = itertools.count(10)

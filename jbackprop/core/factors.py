@@ -20,7 +20,7 @@ from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_
 from jbackprop.core.checks import in_the_structure_of
 from jbackprop.core.linear import Map, bias_sum, outer_sum, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
-from jbackprop.core.numerics import over_total, unit, weighted_mean
+from jbackprop.core.numerics import over_total, product, unit, weighted_mean
 from jbackprop.core.rules import Rule, none
 
 
@@ -130,19 +130,20 @@ def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
 
 
 def sums_over_batch(factors: Factors, c: Float[Array, " B"], held: Any = ()) -> Params:
-    """Σ_i c_i g_i, in float32 at least; `held` may have the g_i of a layer, as matrices."""
+    """Σ_i c_i g_i, in float32 at least; `held` may have the g_i of a layer, (w, b) in units."""
     pairs, found = zip(factors.delta, factors.tape.a[:-1], strict=True), []
     if not factors.maps:
         return tuple(Layer(outer_sum(c, delta, a), bias_sum(c, delta)) for delta, a in pairs)
     held = held or [None] * len(factors.maps)
-    for used, (delta, a), matrices in zip(factors.maps, pairs, held, strict=True):
+    for used, (delta, a), own in zip(factors.maps, pairs, held, strict=True):
         shape = used.map.w_shape(a.shape[1:])
-        if matrices is None:
+        if own is None:
             w = used.map.weighted_sum(c, delta, a)
             w = shaped(used.map, "weighted_sum(c, delta, a)", w, shape)
             found.append(Layer(w, bias_sum(c, delta)))
         else:
-            found.append(Layer(jnp.tensordot(c, matrices[0], 1).reshape(shape), c @ matrices[1]))
+            w = jnp.tensordot(product(c, own.of_w), own.w, 1).reshape(shape)
+            found.append(Layer(w, product(c, own.of_b) @ own.b))
     return tuple(found)
 
 

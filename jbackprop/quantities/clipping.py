@@ -180,7 +180,7 @@ class ClippedSum:
         tape = factors.tape._replace(a=keep(factors.tape.a))
         bounded = factors._replace(delta=keep(factors.delta), tape=tape)
         c = jnp.where(finite, shrink(at_most(factors, found), self.max_norm), 0)
-        held = [matrices and keep(matrices) for matrices in held]
+        held = [kept and type(kept)(*keep(kept)) for kept in held]
         sums = _sums(bounded, c * factors.weight, held)
         return jax.tree.map(lambda g: g / self.divisor, sums)
 

@@ -14,6 +14,7 @@ Privacy", 2022, arXiv:2205.10683.
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -23,6 +24,7 @@ from jbackprop.core.numerics import (
     hypot,
     norms_of_rows,
     power_of_two,
+    product,
     root,
     rounding,
     unless,
@@ -51,14 +53,28 @@ def prefers_ghost(layer: Shared) -> bool:
     return rows_of(layer.map) is not None and 2 * layer.positions * (n + n_in) < n * n_in
 
 
-def held_of(layer: Any) -> tuple[Array, Array] | None:
-    """The g_i of a layer whose matrices, those of all examples, are less than what it has on its
-    tape: whoever wants them twice need not make them twice."""
+class Held(NamedTuple):
+    """The g_i of a layer, each in units of its own: g_i is w_i of_w_i and b_i of_b_i, (B, …)."""
+
+    w: Array
+    b: Array
+    of_w: Float[Array, " B"]
+    of_b: Float[Array, " B"]
+
+
+def held_of(layer: Any) -> Held | None:
+    """Those of a layer whose matrices, of all examples, are less than what it has on its tape:
+    whoever wants them twice need not make them twice."""
     if not isinstance(layer, Shared) or prefers_ghost(layer):
         return None
     if layer.w_size > (layer.delta.size + layer.a.size) // len(layer.a):
         return None
-    return layer.of_each(layer.gradient, layer.delta, layer.a)
+    return layer.of_each(lambda *pair: _in_units_of_its_own(layer, *pair), layer.delta, layer.a)
+
+
+def _in_units_of_its_own(layer: Shared, delta: Array, a: Array) -> Held:
+    (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
+    return Held(*layer.gradient(delta, a), of_delta * of_a, of_delta)
 
 
 def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Norms:
@@ -79,11 +95,13 @@ def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Nor
     def ghost() -> Norms:
         w, of_sum = root(squared), rounding(positions, dtype)
         lost = rounding(max(positions**2, *layer.matrix_shape), dtype) * most
-        hidden = (root(squared + lost) - w + of_sum * root(most)) * of_w + of_sum * b_most
-        return Norms(hypot(w * of_w, of_b), hidden)
+        hidden = product(root(squared + lost) - w + of_sum * root(most), of_w) + of_sum * b_most
+        return Norms(hypot(product(w, of_w), of_b), hidden)
 
     clear = (squared >= SEEN**2 * most) | ~present
-    return unless(jnp.all(clear), ghost, direct)
+    # each by itself: what one example is may not change how another is clipped
+    either = lambda: jax.tree.map(lambda u, v: jnp.where(clear, u, v), ghost(), direct())
+    return unless(jnp.all(clear), ghost, either)
 
 
 def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, ...]:
@@ -108,16 +126,16 @@ def _absolute(layer: Shared) -> Float[Array, " B"]:
     return of_delta * jnp.where(of_delta == 0, 1, hypot(sees * of_a, ones))
 
 
-def _direct_norms(layer: Shared, held: Any) -> Float[Array, " B"]:
+def _direct_norms(layer: Shared, held: Held | None) -> Float[Array, " B"]:
     """‖g_i‖ by g_i itself."""
+
+    def of_one(g: Held) -> Array:
+        w, b = (root(jnp.sum(jnp.square(v))) for v in (g.w, g.b))
+        return hypot(product(w, g.of_w), b * g.of_b)
+
     if held is not None:
-        return hypot(*map(norms_of_examples, held))
-
-    def one(delta: Array, a: Array) -> Array:
-        (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
-        w, b = (root(jnp.sum(jnp.square(g))) for g in layer.gradient(delta, a))
-        return hypot(w * (of_delta * of_a), b * of_delta)
-
+        return jax.vmap(of_one)(held)
+    one = lambda *pair: of_one(_in_units_of_its_own(layer, *pair))
     return layer.of_each(one, layer.delta, layer.a)
 
 

@@ -31,6 +31,8 @@ def moment_of(layer: Shared, p: Float[Array, " B"]) -> tuple[Layer, Layer]:
     sums = by_position(layer.delta).sum(axis=1)
     of_delta, of_a, of_b = map(largest, (wide(layer.delta), wide(layer.a), sums))
     half = power_of_two(jnp.max(jnp.sqrt(of_delta) * jnp.sqrt(of_a)))
+    least = float(jnp.finfo(half.dtype).tiny) ** 0.5
+    half = jnp.clip(half, least, 1 / least)  # so that its square is a number too
 
     def one(share: Array, delta: Array, a: Array, of_delta: Array, of_a: Array) -> Array:
         w, _ = layer.gradient(wide(delta) / of_delta, wide(a) / of_a)
