@@ -252,9 +252,7 @@ def sees_at_most(linear: Any, in_shape: Shape) -> int:
     sum of absolute products too."""
     z_shape = linear.z_shape(in_shape)
     if type(linear) is Conv:
-        g = linear._windows(in_shape)
-        sides = zip(g.size, g.stride, g.dilation, g.out, strict=True)
-        return math.prod(min(-(-k // s) if d == 1 else k, m) for k, s, d, m in sides)
+        return linear._windows(in_shape).overlap
     return math.prod(z_shape[:-1] if rows_of(linear) else z_shape)
 
 

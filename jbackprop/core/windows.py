@@ -6,6 +6,7 @@ lie apart.
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -42,6 +43,12 @@ class Windows(NamedTuple):
     def spread(self) -> Shape:
         """(out - 1) · stride + 1, from the first window's place to the last one's."""
         return tuple((m - 1) * s + 1 for m, s in zip(self.out, self.stride, strict=True))
+
+    @property
+    def overlap(self) -> int:
+        """How many windows may hold one and the same entry of the input, at most."""
+        sides = zip(self.size, self.stride, self.dilation, self.out, strict=True)
+        return math.prod(min(-(-k // s) if d == 1 else k, m) for k, s, d, m in sides)
 
     def by_dimension(self) -> list["Windows"]:
         """The same one dimension after the other, from the last: what is pooled along one is the

@@ -130,12 +130,13 @@ def layer_of(linear: Any, delta: Array, a: Array) -> Some:
     return Shared(linear, delta, a)
 
 
-def by_kind(layers: list[Some], of_vectors: Any, of_shared: Any) -> list[Any]:
+def by_kind(layers: list[Some], of_vectors: Any, of_shared: Any, *beside: Any) -> list[Any]:
     """What `of_vectors` says of all that are used once, together, and `of_shared` of each other
-    layer; in their order."""
-    once = [layer for layer in layers if isinstance(layer, RankOne)]
-    told = iter(of_vectors(once) if once else ())
-    return [of_shared(layer) if isinstance(layer, Shared) else next(told) for layer in layers]
+    layer, in their order; each is given the same of the lists beside them."""
+    rows = [*zip(layers, *beside, strict=True)]
+    once = [row for row in rows if isinstance(row[0], RankOne)]
+    told = iter(of_vectors(*map(list, zip(*once, strict=True))) if once else ())
+    return [of_shared(*row) if isinstance(row[0], Shared) else next(told) for row in rows]
 
 
 def flat_pairs(layers: list[Any]) -> list[tuple[Array, Array]]:

@@ -104,11 +104,10 @@ def deviations(factors: Factors) -> Deviations:
     mean = jax.tree.map(wide, mean_gradient(factors))
     layers, p, weight = layers_of(factors), shares(factors.weight), factors.weight
     nobody = jnp.all(weight == 0)
-    means = {id(layer): g for layer, g in zip(layers, mean, strict=True)}
     none_lost = lambda moment, mean: jnp.all(moment - mean**2 >= SEEN * moment)
 
-    def of_vectors(layers: list[RankOne]) -> Any:
-        mean, moment = [means[id(layer)] for layer in layers], _squares(layers, weight)
+    def of_vectors(layers: list[RankOne], mean: list[Layer]) -> Any:
+        moment = _squares(layers, weight)
         # worked out twice, once to look at: what passes through a condition is copied
         leaves = zip(jax.tree.leaves(moment), jax.tree.leaves(mean), strict=True)
         clear = jnp.stack([none_lost(*pair) for pair in leaves]).all()
@@ -120,9 +119,9 @@ def deviations(factors: Factors) -> Deviations:
         fine = clear & all_in_range(layers, weight != 0) | nobody
         return unless(fine, plain, lambda: _careful_variance(layers, p, mean))
 
-    def of_shared(layer: Shared) -> tuple[Layer, Layer]:
+    def of_shared(layer: Shared, mean: Layer) -> tuple[Layer, Layer]:
         (w, b), units = moment_of(layer, p)
-        g = jax.tree.map(lambda g, u: g / u, means[id(layer)], units)
+        g = jax.tree.map(lambda g, u: g / u, mean, units)
         clear = none_lost(w, g.w) & none_lost(b, g.b)
 
         def careful() -> Layer:
@@ -135,7 +134,7 @@ def deviations(factors: Factors) -> Deviations:
 
         return unless(clear | nobody, lambda: Layer(w - g.w**2, b - g.b**2), careful), units
 
-    found = by_kind(layers, of_vectors, of_shared)
+    found = by_kind(layers, of_vectors, of_shared, mean)
     variances, units = zip(*found, strict=True)
     return Deviations(mean, tuple(variances), tuple(units))
 

@@ -77,23 +77,21 @@ def lengths(factors: Factors, held: Any = None) -> Lengths:
     """By squares, or the longer way where a square would be out of range; `held` as in `held_of`
     of every layer."""
     layers, present = layers_of(factors), factors.weight != 0
-    matrices = held or [None] * len(layers)
-    held_by = {id(layer): own for layer, own in zip(layers, matrices, strict=True)}
 
-    def of_vectors(layers: list[RankOne]) -> list[Lengths]:
+    def of_vectors(layers: list[RankOne], _: Any) -> list[Lengths]:
         delta, a = _lengths_of_pairs(flat_pairs(layers), present)
         # a δ of 0 passes nothing on, however long a is
         gradient = delta * jnp.where(delta == 0, 1, a)
         columns = Lengths(delta, a, gradient, jnp.zeros_like(delta))
         return [Lengths(*(v[:, l] for v in columns)) for l in range(len(layers))]
 
-    def of_shared(layer: Shared) -> Lengths:
-        found, of_a = norms_of(layer, present, held_by[id(layer)]), norms_of_examples(layer.a)
+    def of_shared(layer: Shared, own: Any) -> Lengths:
+        found, of_a = norms_of(layer, present, own), norms_of_examples(layer.a)
         augmented = hypot(of_a, jnp.ones_like(of_a))
         of_delta = norms_of_examples(layer.delta)
         return Lengths(of_delta, augmented, found.gradient, found.hidden)
 
-    columns = by_kind(layers, of_vectors, of_shared)
+    columns = by_kind(layers, of_vectors, of_shared, held or [None] * len(layers))
     return Lengths(*(jnp.stack(each, axis=-1) for each in zip(*columns, strict=True)))
 
 

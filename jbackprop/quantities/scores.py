@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jbackprop.core.arrays import check_size
 from jbackprop.core.checks import as_target, storable_input, storable_target
+from jbackprop.core.examples import in_blocks
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import norms_of_rows, wide
@@ -85,10 +86,6 @@ def _influence(
     def block(rows: Any) -> Array:
         return inner_products(backprop(net, layers, *rows), direction)
 
-    whole = len(x) - len(x) % min(block_size, len(x))
-    size = min(block_size, len(x))
-    blocks = jax.tree.map(lambda v: v[:whole].reshape(-1, size, *v.shape[1:]), (x, t))
+    blocks, rest = in_blocks((x, t), min(block_size, len(x)))
     scores = [jax.lax.map(block, blocks).ravel()]
-    if whole < len(x):
-        scores.append(block((x[whole:], t[whole:])))
-    return jnp.concatenate(scores)
+    return jnp.concatenate(scores if rest is None else [*scores, block(rest)])

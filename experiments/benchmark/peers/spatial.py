@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax import lax
 
 import jbackprop as jb
 
@@ -21,8 +23,6 @@ class Case(NamedTuple):
 
 def case(name: str, net: jb.Network, batch: int, steps: int) -> Case:
     """Random inputs and labels."""
-    import jax
-
     rng = np.random.default_rng(0)
     x = rng.normal(size=(steps, batch, *net.shapes[0])).astype(np.float32)
     labels = rng.integers(0, net.shapes[-1][0], (steps, batch)).astype(np.int32)
@@ -40,10 +40,5 @@ def sides(record: Any, in_shape: tuple[int, ...]) -> list[tuple[int, int]]:
     rank, pads = len(in_shape) - 1, record.padding
     if not isinstance(pads, str):
         return [(p, p) if isinstance(p, int) else tuple(p) for p in each(pads, rank)]
-    size, stride = (each(getattr(record, "kernel", None) or record.size, rank),
-                    each(record.stride, rank))  # fmt: skip
-    missing = [
-        max((-(-m // s) - 1) * s + k - m, 0)
-        for m, s, k in zip(in_shape, stride, size, strict=False)
-    ]
-    return [(m // 2, m - m // 2) for m in missing]
+    size = each(record.kernel if isinstance(record, jb.Conv) else record.size, rank)
+    return lax.padtype_to_pads(in_shape[:-1], size, each(record.stride, rank), pads)
