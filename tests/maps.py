@@ -55,3 +55,19 @@ class Banded:
 
     def _masked(self, w):
         return jnp.where(np.abs(np.subtract.outer(*map(np.arange, w.shape))) <= 1, w, 0)
+
+
+def doubled(kind):
+    """A map of this kind times 2, by ways of its own: what else it inherits may not be its own."""
+
+    class Doubled(kind):
+        def apply(self, w, a):
+            return 2 * super().apply(w, a)
+
+        def transpose(self, w, delta, in_shape):
+            return 2 * super().transpose(w, delta, in_shape)
+
+        def weighted_sum(self, c, delta, a):
+            return 2 * super().weighted_sum(c, delta, a)
+
+    return Doubled

@@ -139,7 +139,7 @@ def _right(of: Case, peers: list[Any], made: Any) -> tuple[list[Any], dict[str, 
             right.append(peer)
         except GradientsDiffer as error:
             print(f"  left out: {error}", file=sys.stderr)
-            wrong[peer.name] = str(error)
+            wrong[f"{peer.name}, over our {peer.quantity}"] = str(error)
     return right, wrong
 
 

@@ -14,13 +14,10 @@ from experiments.benchmark.peers.by_torch import pairs, sequential
 from experiments.benchmark.work import Problem, Work
 
 
-def candidates(work: Work, numbers: Problem, max_norm: float, *, small: bool) -> list[Peer]:
-    """Its losses are means: g_i comes out divided by B."""
+def of_model(model: Any, x: Any, t: Any, read: Any) -> list[Peer]:
+    """Beside the gradient. Its losses are means: g_i comes out divided by B."""
     warnings.filterwarnings("ignore", module="torch|experiments")
-    batch = work.batch
-    model = extend(sequential(work, numbers, torch.nn.Tanh))
-    loss = extend(torch.nn.CrossEntropyLoss())
-    x, t = torch.tensor(numbers.x[0]), torch.tensor(numbers.labels[0]).long()
+    model, loss, batch = extend(model), extend(torch.nn.CrossEntropyLoss()), len(t)
 
     def backward(extension: Any) -> None:
         model.zero_grad()
@@ -30,12 +27,12 @@ def candidates(work: Work, numbers: Problem, max_norm: float, *, small: bool) ->
     def norms() -> Any:
         backward(BatchL2Grad())
         squares: Any = sum(p.batch_l2 for p in model.parameters())
-        return pairs([p.grad for p in model.parameters()]), (squares * batch**2).numpy()
+        return read([p.grad for p in model.parameters()]), (squares * batch**2).numpy()
 
     def second_moment() -> Any:
         backward(SumGradSquared())
         moments = [p.sum_grad_squared * batch for p in model.parameters()]
-        return pairs([p.grad for p in model.parameters()]), pairs(moments)
+        return read([p.grad for p in model.parameters()]), read(moments)
 
     return [
         Peer("BackPACK, norms", "norms", norms, lambda: backward(BatchL2Grad())),
@@ -44,3 +41,9 @@ def candidates(work: Work, numbers: Problem, max_norm: float, *, small: bool) ->
             lambda: backward(SumGradSquared()),
         ),
     ]  # fmt: skip
+
+
+def candidates(work: Work, numbers: Problem, max_norm: float, *, small: bool) -> list[Peer]:
+    """Of a dense network."""
+    x, t = torch.tensor(numbers.x[0]), torch.tensor(numbers.labels[0]).long()
+    return of_model(sequential(work, numbers, torch.nn.Tanh), x, t, pairs)
