@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jbackprop import Conv, Dense
-from jbackprop.core.linear import Map
+from jbackprop.core.maps import Map
 
 RNG = np.random.default_rng(0)
 # (a map, the shape of its input): 1-D to 3-D; strides that divide and do not; every padding

@@ -38,13 +38,13 @@ MUTANTS = {
     "a^l for a^{l-1} in a batch": (
         "factors", "found = zip(factors.delta, factors.tape.a[:-1]",
         "found = zip(factors.delta, factors.tape.a[1:]"),
-    "contraction transposed": ("linear", "bj,bk->jk", "bj,bk->kj"),
+    "contraction transposed": ("sums", "bj,bk->jk", "bj,bk->kj"),
     "sum for mean": ("factors", "(g * share).astype(dtype)", "g.astype(dtype)"),
     "mean of B, not of weights": (
         "numerics", "total = jnp.sum(weight)", "total = 1.0 * weight.size"),
-    "∂C/∂b forgotten": ("linear", "return jnp.sum(jnp.expand", "return 0 * jnp.sum(jnp.expand"),
+    "∂C/∂b forgotten": ("sums", "return jnp.sum(jnp.expand", "return 0 * jnp.sum(jnp.expand"),
     "weights not in the gradient": (
-        "linear", "scaled = jnp.expand_dims(c,", "scaled = jnp.expand_dims(c[:1],"),
+        "sums", "by_c = jnp.expand_dims(c,", "by_c = jnp.expand_dims(c[:1],"),
     # the forward pass
     "b forgotten": ("network", "jnp.broadcast_to(b, z.shape)", "jnp.zeros_like(z)"),
     "every layer reads x": ("network", "linear.apply(w, a)", "linear.apply(w, tape.a[0])"),
@@ -94,7 +94,7 @@ MUTANTS = {
         "linear", "low = [min(lo, n) for lo, n in zip(g.low, met, strict=True)]",
         "low = [min(lo, n) for lo, n in zip(g.high, met, strict=True)]"),
     "∂C/∂b of one position": (
-        "linear", "* wide(delta), range(delta.ndim - 1))",
+        "sums", "* wide(delta), range(delta.ndim - 1))",
         "* wide(delta) / delta[0, ..., 0].size, range(delta.ndim - 1))"),
     "ties shared": ("pooling", "wins = free & ~(entry < largest)", "wins = ~(entry < largest)"),
     "a maximum's error to the first": (
@@ -105,10 +105,10 @@ MUTANTS = {
         "yield jnp.roll(padded, 1, 0)[tuple(slice(i, i + n, s) for i, n, s in spans)]"),
     # sums over positions
     "direct without the bias term": (
-        "ghost", "hypot(w * (of_delta * of_a), b * of_delta)",
-        "hypot(w * (of_delta * of_a), 0 * of_delta)"),
+        "ghost", "hypot(product(w, g.of_w), b * g.of_b)",
+        "hypot(product(w, g.of_w), 0 * g.of_b)"),
     "ghost without the bias term": (
-        "ghost", "Norms(hypot(w * of_w, of_b)", "Norms(hypot(w * of_w, 0 * of_b)"),
+        "ghost", "Norms(hypot(product(w, of_w), of_b)", "Norms(hypot(product(w, of_w), 0 * of_b)"),
     "pairs of one position alone": (
         "ghost", "jnp.sum(of_deltas * of_rows)", "jnp.trace(of_deltas * of_rows)"),
     "one position dropped": (
@@ -200,7 +200,7 @@ def test_the_battery_kills(fault, monkeypatch, tmp_path):
     mutant = _mutant(monkeypatch, tmp_path, name, *MUTANTS[fault])
     file = MUTANTS[fault][0]
     by_file: dict[str, Any] = {
-        **dict.fromkeys(("linear", "operators", "pooling", "windows"), _convolution),
+        **dict.fromkeys(("linear", "operators", "pooling", "sums", "windows"), _convolution),
         **dict.fromkeys(("ghost", "layers", "matrices"), _shared),
     }
     above = (PACKAGE / "quantities" / f"{file}.py").exists()

@@ -18,7 +18,8 @@ from test_ways import taking
 import jbackprop as jb
 from jbackprop import Conv, MaxPool, MeanPool
 from jbackprop.core import examples
-from jbackprop.core.linear import rows_of, sees_at_most
+from jbackprop.core.linear import sees_at_most
+from jbackprop.core.maps import rows_of
 from jbackprop.quantities import ghost, matrices
 from jbackprop.quantities.layers import Shared, layers_of
 

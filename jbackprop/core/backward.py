@@ -38,7 +38,7 @@ from jbackprop.core.checks import (
     per_hidden_layer,
 )
 from jbackprop.core.heads import head
-from jbackprop.core.linear import over_positions
+from jbackprop.core.maps import over_positions
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, pooled, unpooled
 from jbackprop.core.numerics import wide
 from jbackprop.core.operators import places

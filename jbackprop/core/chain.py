@@ -4,7 +4,8 @@ import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from jbackprop.core.linear import Dense, Map
+from jbackprop.core.linear import Dense
+from jbackprop.core.maps import Map
 from jbackprop.core.pooling import Pool
 from jbackprop.core.windows import Shape
 

@@ -18,10 +18,11 @@ from jbackprop.core.arrays import check_key
 from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import in_the_structure_of
-from jbackprop.core.linear import Map, bias_sum, outer_sum, shaped
+from jbackprop.core.maps import Map, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, product, unit, weighted_mean
 from jbackprop.core.rules import Rule, none
+from jbackprop.core.sums import bias_sum, outer_sum
 
 
 class Factors(NamedTuple):

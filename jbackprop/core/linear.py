@@ -13,46 +13,18 @@ of a convolution, one in a `lax.scan` becomes a plain nest of loops, seven times
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.examples import block_size, bytes_of_example, sum_over_blocks
-from jbackprop.core.numerics import at_least_float32, wide
+from jbackprop.core.maps import rows_of
+from jbackprop.core.numerics import at_least_float32
+from jbackprop.core.sums import outer_sum, scaled
 from jbackprop.core.windows import Shape, Windows, as_padding, as_whole, as_wholes, windows
-
-
-@runtime_checkable
-class Map(Protocol):
-    """What a network asks of w^l: a few pure functions of ONE example, and one of a batch.
-
-    A map of your own is a frozen dataclass with these. With `rows` (see `Conv`) its quantities take
-    the ways that a convolution's do; without, those that a sum of one example allows.
-    """
-
-    def z_shape(self, in_shape: Shape) -> Shape:
-        """The shape of z^l, features last, for inputs of this shape."""
-        ...
-
-    def w_shape(self, in_shape: Shape) -> Shape:
-        """The shape of w^l; b^l has one entry for every feature."""
-        ...
-
-    def apply(self, w: Array, a: Array) -> Array:
-        """w a, of shape z_shape."""
-        ...
-
-    def transpose(self, w: Array, delta: Array, in_shape: Shape) -> Array:
-        """wᵀ δ, of shape in_shape."""
-        ...
-
-    def weighted_sum(self, c: Array, delta: Array, a: Array) -> Array:
-        """Σ_i c_i Σ_p δ_ip r_ipᵀ over a batch, of shape w_shape."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -192,7 +164,7 @@ class Conv:
 
     def _sum_of_block(self, c: Array, delta: Array, a: Array) -> Array:
         g = self._windows(a.shape[1:])
-        delta, a = _scaled(c, delta, a)
+        delta, a = scaled(c, delta, a)
         lhs, rhs = jnp.moveaxis(a, 0, -1), jnp.moveaxis(delta, 0, -2)
         # up to the last row that a kernel meets, of which all may be padding
         met = [n + r for n, r in zip(g.spread, g.reach, strict=True)]
@@ -217,34 +189,6 @@ def _convolved(
     )
 
 
-def outer_sum(c: Array, delta: Array, a: Array) -> Float[Array, "n_out n_in"]:
-    """Σ_i c_i δ_i a_iᵀ of vectors, in float32 at least."""
-    scaled, a = _scaled(c, delta, a)
-    return jnp.einsum("bj,bk->jk", scaled, a, preferred_element_type=_sums_in(c))
-
-
-def bias_sum(c: Array, delta: Array) -> Array:
-    """Σ_i c_i Σ_p δ_ip, in float32 at least."""
-    return jnp.sum(jnp.expand_dims(c, range(1, delta.ndim)) * wide(delta), range(delta.ndim - 1))
-
-
-def over_positions(linear: Map, delta: Array, a: Array) -> tuple[Array, Array]:
-    """Σ_p δ_p r_p(a)ᵀ and Σ_p δ_p of ONE example."""
-    one, delta, a = jnp.ones(1, at_least_float32(delta.dtype)), delta[None], a[None]
-    sums = linear.weighted_sum(one, delta, a), bias_sum(one, delta)
-    return sums[0].astype(delta.dtype), sums[1].astype(delta.dtype)
-
-
-def rows_of(linear: Any) -> Callable[[Array], Array] | None:
-    """`rows`, where it says what `weighted_sum` says too: a class that inherits the one and has the
-    other of its own may be of another kind than its parent."""
-    rows = getattr(linear, "rows", None)
-    names = "apply", "transpose", "weighted_sum", "rows"
-    kinds = type(linear).__mro__
-    at = [next((i for i, k in enumerate(kinds) if name in vars(k)), -1) for name in names]
-    return rows if at[-1] <= min(at[:-1]) else None
-
-
 def sees_at_most(linear: Any, in_shape: Shape) -> int:
     """ν, of which Σ_p ‖r_p(a)‖² ≤ ν ‖a‖² is known: how many rows may hold one and the same input.
 
@@ -254,25 +198,3 @@ def sees_at_most(linear: Any, in_shape: Shape) -> int:
     if type(linear) is Conv:
         return linear._windows(in_shape).overlap
     return math.prod(z_shape[:-1] if rows_of(linear) else z_shape)
-
-
-def shaped(of: Any, what: str, value: Any, shape: Shape) -> Array:
-    """What a map or a pooling of a user's own returned, which must have this shape."""
-    if jnp.shape(value) != tuple(shape):
-        raise ValueError(f"{of}: expected {what} of shape {tuple(shape)}, got {jnp.shape(value)}")
-    return value
-
-
-def _sums_in(c: Array) -> Any:
-    return at_least_float32(c.dtype)
-
-
-def _scaled(c: Array, delta: Array, a: Array) -> tuple[Array, Array]:
-    """(c_i δ_i, a_i), ready to be multiplied and added up in float32 at least.
-
-    The smaller δ is scaled. bfloat16 has the range of float32, and machines that multiply it and
-    add in float32; a float16 would overflow or vanish on the way."""
-    scaled = jnp.expand_dims(c, range(1, delta.ndim)) * wide(delta)
-    if delta.dtype == a.dtype == jnp.bfloat16:
-        return scaled.astype(a.dtype), a
-    return scaled, wide(a)

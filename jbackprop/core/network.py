@@ -21,7 +21,8 @@ from jbackprop.core.arrays import check_key, fitted
 from jbackprop.core.chain import chain_of
 from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
-from jbackprop.core.linear import Dense, Map, shaped
+from jbackprop.core.linear import Dense
+from jbackprop.core.maps import Map, shaped
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.windows import Shape

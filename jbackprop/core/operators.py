@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.core.linear import Dense, Shape, shaped
+from jbackprop.core.linear import Dense
+from jbackprop.core.maps import shaped
 from jbackprop.core.network import Network, Tape, unpooled
+from jbackprop.core.windows import Shape
 
 
 @jax.tree_util.register_pytree_node_class

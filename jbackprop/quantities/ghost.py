@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jbackprop.core.linear import rows_of, sees_at_most
+from jbackprop.core.linear import sees_at_most
+from jbackprop.core.maps import rows_of
 from jbackprop.core.numerics import (
     SEEN,
     hypot,

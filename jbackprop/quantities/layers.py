@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from jbackprop.core.examples import block_size, over_examples, sum_over_blocks
 from jbackprop.core.factors import Factors
-from jbackprop.core.linear import Dense, over_positions, rows_of, shaped
+from jbackprop.core.linear import Dense
+from jbackprop.core.maps import over_positions, rows_of, shaped
 from jbackprop.core.numerics import wide
 
 

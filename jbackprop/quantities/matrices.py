@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.examples import sum_over_blocks
-from jbackprop.core.linear import bias_sum, rows_of
+from jbackprop.core.maps import rows_of
 from jbackprop.core.network import Layer
 from jbackprop.core.numerics import power_of_two, wide
+from jbackprop.core.sums import bias_sum
 from jbackprop.quantities.layers import Shared
 
 # matrices held at once, for all examples of a batch, in multiples of what the layer has on its tape

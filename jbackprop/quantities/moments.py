@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.factors import Factors, mean_gradient
-from jbackprop.core.linear import bias_sum, outer_sum
 from jbackprop.core.network import Layer, Params
 from jbackprop.core.numerics import (
     SEEN,
@@ -29,6 +28,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.core.sums import bias_sum, outer_sum
 from jbackprop.quantities.layers import RankOne, Shared, by_kind, layers_of
 from jbackprop.quantities.matrices import deviations_of, moment_of
 from jbackprop.quantities.norms import all_in_range
