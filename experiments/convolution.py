@@ -4,7 +4,7 @@ By default a small LeNet on scikit-learn's digits; with `--data` the tanh networ
 training (Papernot et al., "Tempered Sigmoid Activations for Deep Learning with Differential
 Privacy", 2021, arXiv:2007.14191) on MNIST; with `--mnist1d` a one-dimensional one, and two that are
 not convolutional, on MNIST-1D, beside the numbers of its paper. What comes out is a folder with
-config.json, metrics.jsonl, params.npz and two figures: the kernels, and δ^l on its way back.
+config.json, metrics.jsonl, net.npz and two figures: the kernels, and δ^l on its way back.
 """
 
 import sys
@@ -150,7 +150,7 @@ def main(options: Options) -> int:
                 break
     console.print("\n".join(said), soft_wrap=True)
     if len(said) == len(nets):
-        run.save_params(folder, params)
+        jb.save(folder / "net.npz", net, params)
         figures.kernels(folder / "kernels.png", np.asarray(params[0].w)[..., 0])
         images, labels = (v[:8] for v in shaped(net)["test"])
         figures.flow(folder / "flow.png", images[..., 0], flow(net, params, images, labels))

@@ -1,9 +1,10 @@
 """A network learns handwritten digits by the hand-written backward pass: `make digits`.
 
 Before it trains, the gradient is compared with `jax.grad` on a batch. What comes out is a table and
-a folder with config.json, metrics.jsonl, params.npz and three figures.
+a folder with config.json, metrics.jsonl, net.npz and three figures; `--load` evaluates such a net.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -61,6 +62,8 @@ class Options:
     """Where the run's folder is made."""
     data: Path | None = None
     """A folder with MNIST's four IDX files, gzipped or not, in place of scikit-learn's digits."""
+    load: Path | None = None
+    """A `net.npz` of an earlier run: it is evaluated on this data, and nothing is trained."""
     quick: bool = False
     """Two epochs, only to see that everything works."""
 
@@ -163,6 +166,8 @@ def main(options: Options) -> int:
     """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
     console = Console(markup=False, highlight=False)
     try:
+        if options.load is not None:
+            return evaluate_saved(options, options.load, console)
         job = prepare(options, console)
         folder = run.new_folder(options.out)
     except (ValueError, OSError) as error:
@@ -170,6 +175,36 @@ def main(options: Options) -> int:
         return 2
     with run.stop_between_epochs() as asked:
         return train(job, folder, asked)
+
+
+def evaluate_saved(options: Options, path: Path, console: Console) -> int:
+    """A table of cost and accuracy of a saved network; `ValueError` where it does not fit."""
+    net, params = jb.load(path)
+    data = load(options.data, options.seed)
+    pixels, inputs = data.train.x.shape[1], math.prod(net.shapes[0])
+    if (pixels, data.classes) != (inputs, *net.shapes[-1]):
+        raise ValueError(
+            f"load: expected a network of {pixels} inputs and {data.classes} outputs, "
+            f"got {inputs} and {net.shapes[-1][0]} in {path}"
+        )
+    found = {}
+    for name, part in zip(("train", "validation", "test"), data[:3], strict=True):
+        x, t = part.x.reshape(-1, *net.shapes[0]), targets(net, part)
+        jb.check_batch(net, x, t)
+        found[name] = len(x), jb.evaluate(net, params, x, t, batch_size=1024)
+    console.print(f"{net}\n")
+    console.print(table_of(found, f"{path}, on these digits"))
+    return 0
+
+
+def table_of(found: dict[str, tuple[int, jb.Metrics]], title: str) -> Table:
+    """Cost and accuracy of every part of the data."""
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "examples", "cost", "accuracy"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, (count, (cost, accuracy)) in found.items():
+        table.add_row(name, str(count), f"{float(cost):.4f}", f"{float(accuracy):.2%}")
+    return table
 
 
 def train(job: Job, folder: Path, asked: list[int]) -> int:
@@ -245,17 +280,14 @@ def finish(
     """The table, parameters and figures of the epoch with the best validation accuracy."""
     net, parts, data = job.net, job.parts, job.data
     epoch, params = kept
-    run.save_params(folder, params)
-    table = Table(title=f"After epoch {epoch}, the best on validation", title_justify="left")
-    for heading in ("", "examples", "cost", "accuracy"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    final: dict[str, Any] = {}
-    for name, (x, t) in parts.items():
-        cost, accuracy = map(float, jb.evaluate(net, params, x, t, batch_size=1024))
-        final[name] = {"cost": cost, "accuracy": accuracy}
-        table.add_row(name, str(len(x)), f"{cost:.4f}", f"{accuracy:.2%}")
+    jb.save(folder / "net.npz", net, params)
+    found = {
+        name: (len(x), jb.evaluate(net, params, x, t, batch_size=1024))
+        for name, (x, t) in parts.items()
+    }
+    final = {name: {k: float(v) for k, v in m._asdict().items()} for name, (_, m) in found.items()}
     run.append(folder, {"kept": epoch, **final})
-    job.console.print(table)
+    job.console.print(table_of(found, f"After epoch {epoch}, the best on validation"))
 
     figures.learning_curves(folder / "curves.png", rows, epoch)
     figures.delta_norms(folder / "deltas.png", norms)

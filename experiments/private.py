@@ -294,7 +294,7 @@ def train(
         )
         if asked:
             break
-    run.save_params(folder, state.params, name=f"params-{sigma:g}")
+    jb.save(folder / f"net-{sigma:g}.npz", net, state.params)
     return rows
 
 

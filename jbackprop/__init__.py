@@ -24,6 +24,7 @@ from jbackprop.core.activations import (
     squareplus,
     tanh,
 )
+from jbackprop.core.apply import apply
 from jbackprop.core.backward import backpropagation, backward, gradients, propagate
 from jbackprop.core.batch import mean_cost, pad_batch
 from jbackprop.core.costs import (
@@ -49,6 +50,7 @@ from jbackprop.core.pooling import MaxPool, MeanPool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.rules import Rule, Signal
 from jbackprop.core.values import check_batch
+from jbackprop.core.vjp import Pull, input_gradient, vjp
 from jbackprop.plots import plot_panel
 from jbackprop.quantities.batch_size import (
     inner_product_test,
@@ -83,11 +85,14 @@ from jbackprop.quantities.norms import layer_squared_norms, squared_norms
 from jbackprop.quantities.scores import el2n, grand, influence
 from jbackprop.quantities.spread import NoiseScale, noise_scale
 from jbackprop.quantities.statistics import gram, inner_products, kronecker_factors
+from jbackprop.saved import load, save
 from jbackprop.training.metrics import Metrics, evaluate, every_label
 from jbackprop.training.privacy import gaussian_noise, poisson_sample
 from jbackprop.training.shuffle import shuffled
 from jbackprop.training.state import Info, TrainState, epoch_order, init_state, sgd_step
 from jbackprop.training.train import train_epoch, train_step
+from jbackprop.verification.report import Report
+from jbackprop.verify import verify
 
 __version__ = "0.1.0"
 
@@ -107,12 +112,15 @@ __all__ = [
     "NoiseScale",
     "Panel",
     "Params",
+    "Pull",
+    "Report",
     "Rule",
     "Signal",
     "Spread",
     "Tape",
     "TrainState",
     "Units",
+    "apply",
     "backprop",
     "backpropagation",
     "backward",
@@ -155,10 +163,12 @@ __all__ = [
     "init_state",
     "inner_product_test",
     "inner_products",
+    "input_gradient",
     "kronecker_factors",
     "layer_squared_norms",
     "leaky_relu",
     "leaky_relu_of",
+    "load",
     "log_cosh",
     "log_sigmoid",
     "mean_cost",
@@ -176,6 +186,7 @@ __all__ = [
     "propagate",
     "relu",
     "relu6",
+    "save",
     "scale",
     "second_moment",
     "selu",
@@ -199,4 +210,6 @@ __all__ = [
     "update_ratio",
     "value_and_grad",
     "variance",
+    "verify",
+    "vjp",
 ]

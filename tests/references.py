@@ -135,14 +135,18 @@ def pooled(pool, u):
     return lax.reduce_window(u, np.array(-np.inf, u.dtype), lax.max, *window, pads)
 
 
-def cost(net, params, x, t):
-    """The textbook's cost of one example, from a forward pass of its own."""
+def output(net, params, x):
+    """y of one example, by a forward pass of its own."""
     layers = [*zip(params, net.activations, net.maps, net.pools, strict=True)]
     for (w, b), f, linear, pool in layers[:-1]:
         x = pooled(pool, JAX[f.name](weighted_input(linear, w, b, x)))
     (w, b), f, linear, pool = layers[-1]
-    x = JAX[f.name](pooled(pool, weighted_input(linear, w, b, x)))
-    return COSTS[net.cost.name](x, t)
+    return JAX[f.name](pooled(pool, weighted_input(linear, w, b, x)))
+
+
+def cost(net, params, x, t):
+    """The textbook's cost of one example."""
+    return COSTS[net.cost.name](output(net, params, x), t)
 
 
 def mean_cost(net, params, xs, ts, weight=None):

@@ -27,6 +27,7 @@ MEAN = jb.mean_gradient(FACTORS)
 _, INFO = jb.train_epoch(NET, SGD, STATE, X, T, batch_size=4, observe=jb.observe_all(NET))
 
 CALLS = {
+    "apply": lambda: jb.apply(NET, PARAMS, X),
     "backprop": lambda: jb.backprop(NET, PARAMS, X, T),
     "backward": lambda: jb.backward(NET, PARAMS, TAPE, T[0]),
     "check_batch": lambda: jb.check_batch(NET, X, T),
@@ -57,10 +58,12 @@ CALLS = {
     "init": lambda: jb.init(NET, KEY),
     "init_state": lambda: jb.init_state(NET, SGD, KEY),
     "inner_product_test": lambda: jb.inner_product_test(FACTORS),
+    "input_gradient": lambda: jb.input_gradient(NET, PARAMS, FACTORS),
     "inner_products": lambda: jb.inner_products(FACTORS, MEAN),
     "kronecker_factors": lambda: jb.kronecker_factors(FACTORS),
     "layer_squared_norms": lambda: jb.layer_squared_norms(FACTORS),
     "leaky_relu_of": lambda: jb.leaky_relu_of(0.3).f(X),
+    "load": None,  # files are looked at in their own tests
     "mean_cost": lambda: jb.mean_cost(NET, PARAMS, X, T, weight=[1, 1, 1, 0, 1, 1, 1]),
     "mean_gradient": lambda: jb.mean_gradient(FACTORS),
     "noise_scale": lambda: jb.noise_scale(FACTORS),
@@ -73,6 +76,7 @@ CALLS = {
     "poisson_sample": lambda: jb.poisson_sample(KEY, 100, 0.1, 50),
     "predict": lambda: jb.predict(NET, PARAMS, X),
     "propagate": lambda: jb.propagate(NET, PARAMS, TAPE, T[0]),
+    "save": None,
     "scale": lambda: jb.scale(FACTORS, [1, 2, 3, 4, 5, 6, 7]),
     "second_moment": lambda: jb.second_moment(FACTORS),
     "sgd_step": lambda: jb.sgd_step(PARAMS, MEAN, 0.1),
@@ -90,6 +94,8 @@ CALLS = {
     "update_ratio": lambda: jb.update_ratio(PARAMS, MEAN),
     "value_and_grad": lambda: jb.value_and_grad(NET, PARAMS, X, T),
     "variance": lambda: jb.variance(FACTORS),
+    "verify": None,  # it compiles a reference for what it is given
+    "vjp": lambda: jb.vjp(NET, PARAMS, X)[1](T),
 }  # fmt: skip
 
 

@@ -281,3 +281,15 @@ def test_traced_bad_values_give_nan():
     sums = jax.jit(lambda ids: jb.group_gradients(FACTORS, ids, 3))(ids)
     norms = jax.jit(lambda ids: jb.group_squared_norms(FACTORS, ids, 3))(ids)
     assert all(jnp.isnan(leaf).all() for leaf in jax.tree.leaves((sums, norms)))
+
+
+def test_a_bound_that_is_known_stays_what_it_is_inside_a_trace():
+    with jax.enable_x64(True):
+        net = jb.Network((4, 3))
+        params, x, t = problem(net, dtype=jnp.float64)
+        factors = jb.backprop(net, params, x, t)
+        for made in (jb.clipped_mean, lambda bound: jb.clipped_sum(bound, 3)):
+            inside = jax.jit(lambda factors, made=made: made(0.1)(factors))(factors)
+            assert_close(inside, made(0.1)(factors))
+            traced = jax.jit(lambda c, factors, made=made: made(c)(factors))(0.1, factors)
+            assert_close(traced, made(0.1)(factors))

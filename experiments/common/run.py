@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import jbackprop as jb
 
@@ -70,14 +69,6 @@ def _strict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strict(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def save_params(folder: Path, params: jb.Params, name: str = "params") -> None:
-    """NAME.npz with arrays w1, b1 … wL, bL."""
-    arrays = {}
-    for l, (w, b) in enumerate(params, start=1):
-        arrays |= {f"w{l}": np.asarray(w), f"b{l}": np.asarray(b)}
-    np.savez(folder / f"{name}.npz", **arrays)
 
 
 @contextmanager

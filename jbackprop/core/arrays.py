@@ -82,7 +82,10 @@ def as_indices(name: str, value: Any, n: int) -> tuple[Any, Any]:
         return fitting, inside
     if value.dtype.itemsize < 4:
         value = value.astype(jnp.int32)
-    return value, (value >= 0) & (value < n)
+    inside = (value >= 0) & (value < n)
+    if value.dtype.itemsize > 4:
+        value = jnp.where(inside, value, -1).astype(jnp.int32)
+    return value, inside
 
 
 def check_size(name: str, size: Any) -> None:

@@ -98,7 +98,7 @@ def backprop(
     """
     layers = as_layers(net, params)
     x, t, weight, absent, label = without_absent(as_batch(net, layers, x, t, weight))
-    feedback = _feedback(net, layers, rule, feedback)
+    feedback = feedback_of(net, layers, rule, feedback)
     if key is not None:
         check_key(key)
         key = jax.random.split(key, len(x))
@@ -110,10 +110,15 @@ def backprop(
         return example_cost(net, tape, t), tape, deltas
 
     cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, key), t))
-    return Factors(cost, tape, deltas, t, weight, () if net.flat else tuple(map(Used, net.maps)))
+    return Factors(cost, tape, deltas, t, weight, maps_of(net))
 
 
-def _feedback(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
+def maps_of(net: Network) -> tuple[Used, ...]:
+    """Those that `Factors` keeps: () where all of it is dense."""
+    return () if net.flat else tuple(map(Used, net.maps))
+
+
+def feedback_of(net: Network, layers: Params, rule: Rule, feedback: Any) -> Any:
     """The rule's feedback; () where it keeps none."""
     given = () if feedback is None else feedback
     given = tuple(given) if isinstance(given, list) else given

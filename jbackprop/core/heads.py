@@ -112,6 +112,11 @@ def head(output: Activation, cost: Cost, *, label: bool = False) -> Head:
             raise ValueError(
                 f"cost {cost.name}: expected grad(y, t) of shape {y.shape}, got {slope.shape}"
             )
-        return product(slope, output.slope(z)) if output.pull is None else output.back(z, slope)
+        return through(output, z, slope)
 
     return _CLOSED.get((output, cost, label), Head(value, delta))
+
+
+def through(output: Activation, z: Y, e: Y) -> Y:
+    """∂C/∂z of e = ∂C/∂y: e ⊙ f'(z), or Jᵀ e of an output whose Jacobian is not diagonal."""
+    return product(e, output.slope(z)) if output.pull is None else output.back(z, e)

@@ -25,6 +25,7 @@ from jbackprop.core.linear import Dense
 from jbackprop.core.maps import Map, shaped
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
+from jbackprop.core.summary import summary
 from jbackprop.core.windows import Shape
 
 
@@ -79,6 +80,14 @@ class Network:
     >>> net = Network(((28, 28, 1), Conv(16, 5), MaxPool(2), 10), relu, softmax, cross_entropy)
     >>> net.shapes  # of a^0 … a^L
     ((28, 28, 1), (12, 12, 16), (10,))
+    >>> print(net)
+       layer               shape     weights  mul-adds     kept
+    0  input               28×28×1                      3.1 KiB
+    1  Conv(16, 5), relu   24×24×16      416   230,400   81 KiB
+       MaxPool(2)          12×12×16
+    2  Dense(10), softmax  10         23,050    23,040    120 B
+                                      23,466   253,440   84 KiB
+    cost: cross_entropy
     """
 
     sizes: tuple[Any, ...]
@@ -108,6 +117,10 @@ class Network:
                     f"whose Jacobian is not diagonal; {f.name} is an output only"
                 )
         _check_output(self.shapes[-1][0], output, cost)
+
+    def __str__(self) -> str:
+        """A table of its layers: map, shape, weights, multiply-adds, what a pass keeps."""
+        return summary(self)
 
     @property
     def maps(self) -> tuple[Map, ...]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from jbackprop.core.arrays import as_numbers, check_positive, is_concrete
 from jbackprop.core.factors import Factors, mean_of, sums_over_batch
 from jbackprop.core.network import Params
-from jbackprop.core.numerics import norm, quotient, rounding, wide
+from jbackprop.core.numerics import at_least_float32, norm, quotient, rounding, wide
 from jbackprop.quantities.arguments import as_limit
 from jbackprop.quantities.ghost import held_of
 from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
@@ -179,7 +180,8 @@ class ClippedSum:
         keep = lambda leaves: tuple(jnp.where(over(finite, v), v, 0) for v in leaves)
         tape = factors.tape._replace(a=keep(factors.tape.a))
         bounded = factors._replace(delta=keep(factors.delta), tape=tape)
-        c = jnp.where(finite, shrink(at_most(factors, found), self.max_norm), 0)
+        limit = as_limit("max_norm", self.max_norm, (), factors.weight.dtype)
+        c = jnp.where(finite, shrink(at_most(factors, found), limit), 0)
         held = [kept and type(kept)(*keep(kept)) for kept in held]
         sums = _sums(bounded, c * factors.weight, held)
         return jax.tree.map(lambda g: g / self.divisor, sums)
@@ -188,6 +190,14 @@ class ClippedSum:
 def _sums(factors: Factors, c: Float[Array, " B"], held: Any) -> Params:
     """Σ_i c_i g_i, with no example rounded to a smaller float before it is added."""
     return sums_over_batch(factors._replace(delta=tuple(map(wide, factors.delta))), c, held)
+
+
+def _bound(max_norm: Any) -> Any:
+    """A float where it is known, in a trace of something else too; else it keeps its dtype."""
+    given = as_numbers("max_norm", max_norm)
+    traced = not is_concrete(given) and jnp.issubdtype(given.dtype, jnp.floating)
+    limit = as_limit("max_norm", given, (), at_least_float32(given.dtype) if traced else np.float32)
+    return float(given) if is_concrete(given) else limit
 
 
 def clipped_mean(max_norm: Any) -> ClippedMean:
@@ -203,8 +213,8 @@ def clipped_mean(max_norm: Any) -> ClippedMean:
     >>> jb.clipped_mean(1.0) is jb.clipped_mean(1)
     True
     """
-    limit = as_limit("max_norm", max_norm, (), jnp.float32)
-    return _clipped_mean(float(max_norm)) if is_concrete(limit) else ClippedMean(limit)
+    bound = _bound(max_norm)
+    return _clipped_mean(bound) if isinstance(bound, float) else ClippedMean(bound)
 
 
 def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
@@ -229,11 +239,9 @@ def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
     >>> round(float(total[0].b[0]), 3)
     -0.75
     """
-    limit = as_limit("max_norm", max_norm, (), jnp.float32)
-    divisor = check_positive("divisor", divisor)
-    return (
-        _clipped_sum(float(max_norm), divisor) if is_concrete(limit) else ClippedSum(limit, divisor)
-    )
+    bound, divisor = _bound(max_norm), check_positive("divisor", divisor)
+    made = _clipped_sum if isinstance(bound, float) else ClippedSum
+    return made(bound, divisor)
 
 
 # Equal functions compile once; with a few kept, the same one comes back.

@@ -55,7 +55,7 @@ def _group_gradients(factors: Factors, groups: Any, outside: Any, num_groups: in
         total = _sum_of(factors, groups == u)
         return jax.tree.map(lambda g: g + spoilt.astype(g.dtype), total)
 
-    return jax.lax.map(one, jnp.arange(num_groups))
+    return jax.lax.map(one, jnp.arange(num_groups, dtype=groups.dtype))
 
 
 def _sum_of(factors: Factors, member: Bool[Array, " B"]) -> Params:
@@ -96,7 +96,7 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
     of_sum = unless(
         jnp.all(clear),
         lambda: root(squared) * largest,
-        lambda: jax.lax.map(measured, (jnp.arange(num_groups), squared, clear)),
+        lambda: jax.lax.map(measured, (jnp.arange(num_groups, dtype=groups.dtype), squared, clear)),
     )
     spoilt = jnp.where(outside.any(), jnp.nan, 0)
     parts = [of_group(values) * largest + spoilt for values in (norms, hidden)]

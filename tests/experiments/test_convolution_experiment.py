@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+import jbackprop as jb
 from experiments import convolution
 
 
@@ -22,13 +23,13 @@ def test_it_writes_all_that_it_promises(tmp_path, capsys):
     assert convolution.main(convolution.Options(quick=True, out=tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
     names = sorted(path.name for path in folder.iterdir())
-    assert names == ["config.json", "flow.png", "kernels.png", "metrics.jsonl", "params.npz"]
+    assert names == ["config.json", "flow.png", "kernels.png", "metrics.jsonl", "net.npz"]
     assert json.loads((folder / "config.json").read_text())["difference_from_autodiff"] < 1e-5
     epoch, last = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     assert epoch["epoch"] == 1
     assert 0.3 < last["test"]["accuracy"] <= 1
-    with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        assert arrays["w1"].shape == (16, 3, 3, 1)
+    net, params = jb.load(folder / "net.npz")
+    assert params[0].w.shape == net.maps[0].w_shape(net.shapes[0]) == (16, 3, 3, 1)
     assert "Largest relative difference from jax.grad" in capsys.readouterr().out
 
 

@@ -9,9 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
+import jbackprop as jb
 from experiments import digits
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_digits_writes_all_that_it_promises(tmp_path):
     (folder,) = tmp_path.iterdir()
     assert str(folder) in output
     expected = ["config.json", "curves.png", "deltas.png", "hardest.png", "metrics.jsonl"]
-    assert sorted(path.name for path in folder.iterdir()) == [*expected, "params.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [*expected, "net.npz"]
 
     config = json.loads((folder / "config.json").read_text())
     assert config["options"]["seed"] == 7
@@ -59,10 +59,12 @@ def test_digits_writes_all_that_it_promises(tmp_path):
     assert last["kept"] == best["epoch"]
     assert last["validation"]["accuracy"] == best["validation"]["accuracy"]
     assert f"{last['test']['accuracy']:.2%}" in output
-    with np.load(folder / "params.npz", allow_pickle=False) as arrays:
-        shapes = {name: arrays[name].shape for name in arrays}
-    assert shapes == {"w1": (20, 64), "b1": (20,), "w2": (12, 20), "b2": (12,),
-                      "w3": (10, 12), "b3": (10,)}  # fmt: skip
+    net, params = jb.load(folder / "net.npz")
+    assert [w.shape for w, _ in params] == [(20, 64), (12, 20), (10, 12)]
+    assert net.activations == (jb.relu, jb.relu, jb.softmax)
+    status, told = ran("digits", "--load", folder / "net.npz", "--seed", 7)
+    assert status == 0, told
+    assert f"{last['test']['accuracy']:.2%}" in told
     for name in ("curves", "deltas", "hardest"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -102,7 +104,7 @@ def test_interrupted_between_epochs_it_keeps_what_was_written_and_says_where(tmp
     (folder,) = tmp_path.iterdir()
     assert str(folder) in output
     assert "Stopped after epoch" in output
-    assert (folder / "params.npz").is_file()
+    assert (folder / "net.npz").is_file()
     assert lines(folder)
 
 

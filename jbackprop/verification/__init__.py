@@ -1,0 +1,1 @@
+"""The proof on your own network: every part, the pass, and every quantity beside a reference."""
