@@ -66,6 +66,12 @@ experiments: $(STAMP) ## run every experiment for a few steps
 	$(QUICK) $(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
 	$(QUICK) $(RUN) -m pytest -q $(TOY)
 
+interop: $(STAMP) ## models from and to PyTorch, Equinox, Flax and scikit-learn: the examples, and their tests
+	@$(RUN) -m pip install --quiet '.[benchmark]' || echo "PyTorch, Equinox and Flax could not be installed: what needs them is left out."
+	@set -e; for file in experiments/interop/from_*.py; do \
+	name=$$(basename $$file .py); echo "example: $$name"; $(QUICK) $(RUN) -m experiments.interop.$$name; done
+	$(QUICK) $(RUN) -m pytest -q tests/test_convert.py
+
 mutants: $(STAMP) ## plant every one-line fault by turns: which do the tests not find? (hours; goes on where it was)
 	$(QUICK) $(RUN) -m tests.planted map
 	$(QUICK) $(RUN) -m tests.planted all
@@ -83,6 +89,9 @@ against: $(STAMP) ## what a change costs: this checkout beside an earlier commit
 
 benchmark-convolution: $(VENV)/.benchmark ## time convolutional networks and their quantities beside others (20 minutes)
 	$(RUN) -m experiments.benchmark.convolution --readme README.md --out experiments/benchmark/results
+
+benchmark-apply: $(VENV)/.benchmark ## time `apply` inside a program beside the native step and Flax's layers
+	$(RUN) -m experiments.benchmark.plugged
 
 donation: $(STAMP) ## what it costs to keep the state that goes into a step
 	$(RUN) -m experiments.benchmark.donation

@@ -1,5 +1,17 @@
 """Backpropagation by hand, in JAX: a δ recursion that keeps what `jax.grad` throws away."""
 
+from jbackprop.convert import (
+    from_equinox,
+    from_flax,
+    from_sklearn,
+    from_torch,
+    load_torch,
+    to_equinox,
+    to_flax,
+    to_linen,
+    to_sklearn,
+    to_torch,
+)
 from jbackprop.core.activations import (
     celu,
     elu,
@@ -143,6 +155,10 @@ __all__ = [
     "every_label",
     "example_gradients",
     "forward",
+    "from_equinox",
+    "from_flax",
+    "from_sklearn",
+    "from_torch",
     "gaussian_noise",
     "gelu",
     "gelu_exact",
@@ -169,6 +185,7 @@ __all__ = [
     "leaky_relu",
     "leaky_relu_of",
     "load",
+    "load_torch",
     "log_cosh",
     "log_sigmoid",
     "mean_cost",
@@ -204,6 +221,11 @@ __all__ = [
     "sum_gradient",
     "takeuchi",
     "tanh",
+    "to_equinox",
+    "to_flax",
+    "to_linen",
+    "to_sklearn",
+    "to_torch",
     "train_epoch",
     "train_step",
     "units",

@@ -63,6 +63,9 @@ CALLS = {
     "kronecker_factors": lambda: jb.kronecker_factors(FACTORS),
     "layer_squared_norms": lambda: jb.layer_squared_norms(FACTORS),
     "leaky_relu_of": lambda: jb.leaky_relu_of(0.3).f(X),
+    **dict.fromkeys(  # other libraries have tests of their own
+        [f"{way}_{library}" for way in ("from", "to") for library in
+         ("equinox", "flax", "sklearn", "torch")] + ["load_torch", "to_linen"]),
     "load": None,  # files are looked at in their own tests
     "mean_cost": lambda: jb.mean_cost(NET, PARAMS, X, T, weight=[1, 1, 1, 0, 1, 1, 1]),
     "mean_gradient": lambda: jb.mean_gradient(FACTORS),
