@@ -68,7 +68,7 @@ def problem(net: jb.Network, rng: np.random.Generator) -> tuple[Any, Any, Any]:
     params = [(w, jnp.asarray(rng.normal(size=b.shape), b.dtype)) for w, b in jb.init(net, key)]
     n, x = net.shapes[-1][0], rng.normal(size=(6, *net.shapes[0])).astype(np.float32)
     if net.cost == jb.cross_entropy:
-        return params, x, rng.integers(0, n, 6)
+        return params, x, np.eye(n, dtype=np.float32)[rng.integers(0, n, 6)]
     return params, x, rng.uniform(0.1, 0.9, (6, n)).astype(np.float32)
 
 

@@ -59,6 +59,11 @@ def test_every_head_passes(head):
     assert verified(jb.Network((4, 5, 3), jb.silu, *head)).passed
 
 
+def test_kinks_are_no_faults():
+    """Where z is 0, as in absent rows, f' of the one and f'' of the other are a convention."""
+    assert verified(jb.Network((4, 5, 3), (jb.leaky_relu_of(0.3),), jb.softsign)).passed
+
+
 def test_labels_one_example_other_dtypes_and_other_structures():
     net = NETS["softmax"]
     params, x, _ = problem(net)

@@ -93,8 +93,9 @@ def _slope(at: Point, l: int, f: Any, z: Any) -> Row:
         h = STEP * np.maximum(1, np.abs(points))
         by_h = lambda k: (value(points + k * h) - value(points - k * h)) / (2 * k * h)
         near, far = by_h(1), by_h(2)
-        # a kink between, of f or of f', is seen by steps of two lengths
-        smooth = np.abs(near - far) <= 1e-7 * np.maximum(1, np.abs(near))
+        # a kink between is seen by the two sides, one of f' by steps of two lengths
+        sides = np.abs(value(points + h) + value(points - h) - 2 * value(points)) / h
+        smooth = (np.abs(near - far) <= 1e-7 * np.maximum(1, np.abs(near))) & (sides <= 1e-2)
         points, expected = points[smooth], ((4 * near - far) / 3)[smooth]
         slope = np.asarray(slope_of(jnp.asarray(points)), np.float64)
         size = np.max(np.abs(value(points)), initial=1)
