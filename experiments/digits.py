@@ -96,7 +96,7 @@ def targets(net: jb.Network, part: Part) -> Any:
     """Labels as they are for cross-entropy, one-hot for every other cost."""
     if net.cost == jb.cross_entropy:
         return part.labels
-    return np.eye(net.sizes[-1], dtype=np.float32)[part.labels]
+    return np.eye(net.shapes[-1][0], dtype=np.float32)[part.labels]
 
 
 def difference_from_autodiff(net: jb.Network, params: jb.Params, x: Any, t: Any) -> float:

@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import os
+import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,8 +70,8 @@ def save(path: Any, net: Network, params: Any) -> None:
     for l, layer in enumerate(layers, start=1):
         for name, leaf in layer._asdict().items():
             arrays[f"{name}{l}"] = _storable(np.asarray(leaf))
-    path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    path = Path(path).resolve()  # a link stays one
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -82,7 +83,7 @@ def save(path: Any, net: Network, params: Any) -> None:
         raise
 
 
-def load(path: Any, *, known: Iterable[Any] = ()) -> tuple[Network, Params]:
+def load(path: Any, *, known: Any = ()) -> tuple[Network, Params]:
     """The network and the parameters of a file that `save` wrote.
 
     Args:
@@ -98,10 +99,10 @@ def load(path: Any, *, known: Iterable[Any] = ()) -> tuple[Network, Params]:
             is not known; float64 while x64 is off. The error names the file.
         OSError: there is no such file, or it cannot be read.
     """
-    data = Path(path).read_bytes()
+    data, known = Path(path).read_bytes(), _listed(known)
     try:
         described, arrays = _read(data)
-        net = _network(described, [*known])
+        net = _network(described, known)
         return net, _params(net, described["dtype"], arrays)
     except _Unfit as error:
         raise ValueError(f"{path}: {error}") from error.__cause__
@@ -116,6 +117,13 @@ def _storable(leaf: np.ndarray) -> np.ndarray:
     """NumPy's files know no bfloat16: of such a number its bits, read again by the dtype's name."""
     builtin = leaf.dtype.isbuiltin == 1
     return leaf if builtin else leaf.view(f"u{leaf.dtype.itemsize}")
+
+
+def _listed(known: Any) -> list[Any]:
+    """Records and classes; one alone is an error, which a class would else give obscurely."""
+    if isinstance(known, Activation | Cost | type) or not isinstance(known, Iterable):
+        raise ValueError(f"known: expected a list of what is yours, got {known!r}")
+    return [*known]
 
 
 class _Unfit(ValueError):
@@ -166,12 +174,13 @@ def _params(net: Network, dtype: str, arrays: dict[str, np.ndarray]) -> Params:
 def _told(record: Any) -> Any:
     """An activation or a cost: its name where it is the library's, with constants where it has
     some; of your own the name too, and that it is yours."""
-    if _ours(type(record), record.name) == record:
+    kind = Activation if isinstance(record, Activation) else Cost
+    if _ours(kind, record.name) == record:
         return record.name
     function = record.f if isinstance(record, Activation) else record.value
     if isinstance(function, Constants):
         told = {"made by": record.name.split("(")[0], "constants": [*function.constants]}
-        if _made(type(record), told) == record:
+        if _made(kind, told) == record:
             return told
     return {"yours": record.name}
 
@@ -191,7 +200,8 @@ def _made(kind: type, told: dict[str, Any]) -> Any:
 def _record(kind: type, told: Any, known: list[Any]) -> Any:
     """What `_told` told."""
     if isinstance(told, dict) and "yours" in told:
-        found = [r for r in known if isinstance(r, kind) and r.name == told["yours"]]
+        named = [r for r in known if isinstance(r, kind) and r.name == told["yours"]]
+        found = [*dict.fromkeys(named)]  # of a name, equal ones are one
     elif isinstance(told, dict):
         found = [_made(kind, told)]
     else:
@@ -207,12 +217,13 @@ def _record(kind: type, told: Any, known: list[Any]) -> Any:
 
 def _told_place(i: int, entry: Any) -> Any:
     """An entry of `sizes`: a number, a shape, or a dataclass by its class and fields."""
-    if isinstance(entry, int | tuple):
+    if type(entry) in (int, tuple):
         return entry
     told = None
     if dataclasses.is_dataclass(entry):
         fields = {f.name: getattr(entry, f.name) for f in dataclasses.fields(entry) if f.init}
-        told = {"class": type(entry).__name__, "fields": fields}
+        whose = "class" if type(entry) in _PLACES else "your class"
+        told = {whose: type(entry).__name__, "fields": fields}
         with contextlib.suppress(TypeError, ValueError):
             if _place(json.loads(json.dumps(told)), [type(entry)]) == entry:
                 return told
@@ -225,11 +236,18 @@ def _told_place(i: int, entry: Any) -> Any:
 def _place(told: Any, known: list[Any]) -> Any:
     if isinstance(told, dict):
         own = [k if isinstance(k, type) else type(k) for k in known]
-        # the library's own classes come last: a class of yours of the same name is meant first
-        named = [c for c in dict.fromkeys([*own, *_PLACES]) if c.__name__ == told["class"]]
-        if not named:
-            raise _Unfit(f"expected a class called {told['class']!r} in known, got {known!r}")
-        return named[0](**{name: _hashable(v) for name, v in told["fields"].items()})
+        among = dict.fromkeys(own) if "your class" in told else _PLACES
+        name = told.get("your class") or told["class"]
+        named = [c for c in among if c.__name__ == name]
+        if len(named) != 1:
+            raise _Unfit(f"expected one class called {name!r} in known, got {known!r}")
+        fields = {name: _hashable(v) for name, v in told["fields"].items()}
+        try:
+            return named[0](**fields)
+        except (TypeError, ValueError) as error:
+            raise _Unfit(
+                f"expected {name} to be made of {fields}, as it was saved, got {error}"
+            ) from error
     return _hashable(told)
 
 

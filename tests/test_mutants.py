@@ -49,8 +49,8 @@ MUTANTS = {
     "b forgotten": ("network", "jnp.broadcast_to(b, z.shape)", "jnp.zeros_like(z)"),
     "every layer reads x": ("network", "linear.apply(w, a)", "linear.apply(w, tape.a[0])"),
     # the output
-    "δ^L without ∇_y C": ("heads", "product(slope, output.slope(z)) if", "output.slope(z) if"),
-    "δ^L without f'": ("heads", "product(slope, output.slope(z)) if", "slope if"),
+    "δ^L without ∇_y C": ("heads", "product(e, output.slope(z)) if", "output.slope(z) if"),
+    "δ^L without f'": ("heads", "product(e, output.slope(z)) if", "e if"),
     "softmax as if diagonal": (
         "formulas", "return passed - y * jnp.sum(passed)", "return passed * (1 - y)"),
     "t need not sum to one": ("heads", "return y * jnp.sum(t) - t", "return y - t"),

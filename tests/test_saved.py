@@ -13,6 +13,7 @@ from maps import Banded, Circulant
 import jbackprop as jb
 
 cube = jb.Activation("cube", lambda z: z**3, lambda z: 3 * z**2)
+other_cube = jb.Activation("cube", lambda z: z**3, lambda z: 3 * z * z)
 fourth = jb.Cost("fourth", lambda y, t: jnp.sum((y - t) ** 4), lambda y, t: 4 * (y - t) ** 3)
 own_tanh = jb.Activation("tanh", jnp.tanh, lambda z: 1 - jnp.tanh(z) ** 2)
 NETS = {
@@ -56,10 +57,42 @@ def test_your_own_parts_are_found_by_name(tmp_path):
         ([cube, fourth, Circulant, Banded], "Activation called 'tanh'"),
         ([cube, own_tanh, Circulant, Banded], "Cost called 'fourth'"),
         ([cube, own_tanh, fourth, Circulant], "class called 'Banded'"),
-        ([cube, cube, own_tanh, fourth, Circulant, Banded], "one Activation called 'cube'"),
+        ([cube, other_cube, own_tanh, fourth, Circulant, Banded], "one Activation called 'cube'"),
     ]:
         with pytest.raises(ValueError, match=f"{path}: expected .*{missing}"):
             jb.load(path, known=known)
+
+
+def test_a_class_of_yours_is_never_taken_for_one_of_ours(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Conv(jb.Conv):
+        def apply(self, w, a):
+            return 2 * super().apply(w, a)
+
+    path, net = tmp_path / "net.npz", jb.Network(((6, 6, 1), Conv(2, 3), 3))
+    params, _, _ = problem(net)
+    jb.save(path, net, params)
+    with pytest.raises(ValueError, match=r"one class called .Conv. in known"):
+        jb.load(path)
+    same(net, params, jb.load(path, known=[Conv]))
+
+
+def test_known_is_a_list_of_what_is_yours(tmp_path):
+    path, net = tmp_path / "net.npz", jb.Network((4, 5, 5, 3), cube)
+    params, _, _ = problem(net)
+    jb.save(path, net, params)
+    same(net, params, jb.load(path, known=net.activations))  # twice the same is one
+    for known in (cube, Circulant, 3):
+        with pytest.raises(ValueError, match=r"^known: expected a list of what is yours"):
+            jb.load(path, known=known)
+
+
+def test_a_link_stays_a_link(tmp_path):
+    net = NETS["linear"]
+    (tmp_path / "link.npz").symlink_to(tmp_path / "net.npz")
+    jb.save(tmp_path / "link.npz", net, problem(net)[0])
+    assert (tmp_path / "link.npz").is_symlink()
+    assert jb.load(tmp_path / "net.npz")[0] == net
 
 
 def test_float64_needs_its_mode(tmp_path):

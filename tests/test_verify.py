@@ -1,6 +1,7 @@
 """`verify`: right networks pass, and of a wrong one the part and its layer are named."""
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 
@@ -214,6 +215,50 @@ def test_an_output_that_saturates_is_told():
     params, x, t = problem(net)
     report = jb.verify(net, [(1e5 * w, b) for w, b in params], x, jnp.round(t))
     assert any("no number" in note or "nearly" in note for note in report.notes), report
+
+
+@pytest.mark.parametrize("name", ["saturated", "vanishing", "large", "dead"])
+def test_extremes_are_no_faults(name):
+    """What autodiff or a difference loses there is theirs."""
+    nets = {
+        "saturated": jb.Network((4, 5, 2), jb.relu, jb.sigmoid, jb.binary_cross_entropy),
+        "vanishing": jb.Network((4, *[5] * 9, 2), jb.sigmoid),
+        "large": jb.Network((4, 5, 1), jb.relu),
+        "dead": jb.Network((4, 5, 2), jb.relu),
+    }
+    net = nets[name]
+    params, x, t = problem(net)
+    if name == "saturated":
+        params = jax.tree.map(lambda v: 12 * v, params)
+    if name == "dead":
+        params = (jb.Layer(params[0].w, params[0].b - 100), params[1])
+        t = jnp.ones_like(t)
+    report = jb.verify(net, params, x, 3e5 * t if name == "large" else t)
+    assert report.passed, str(report)
+
+
+def test_a_slope_that_is_wrong_in_a_narrow_place_is_named():
+    narrow = jb.Activation(
+        "narrow", jnp.tanh, lambda z: jnp.where((z > 1) & (z < 1.005), 0, 1 - jnp.tanh(z) ** 2)
+    )
+    report = verified(jb.Network((4, 1500, 2), narrow))
+    assert {row.blame for row in report.failures} == {"f' of layer 1, narrow"}, str(report)
+
+
+def test_low_precision_is_compared_too(monkeypatch):
+    net = NETS["softmax"]
+    params, x, t = problem(net)
+    half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), params)
+    right = jb.mean_gradient
+
+    def wrong(factors):
+        found = right(factors)
+        low = factors.tape.z[0].dtype == jnp.bfloat16
+        return jax.tree.map(lambda g: g * 0.6, found) if low else found
+
+    monkeypatch.setattr(importlib.import_module("jbackprop.verify"), "mean_gradient", wrong)
+    report = jb.verify(net, half, x, t)
+    assert [row.what for row in report.failures] == ["mean_gradient, in bfloat16"]
 
 
 # ---- the table, the command

@@ -53,6 +53,8 @@ def steps(module: Any) -> Iterator[Step]:
             fail(place, why_not(kind))
         if layer._forward_hooks or layer._forward_pre_hooks:
             fail(place, "it has hooks, which may change what it gives: remove them first")
+        if "forward" in vars(layer):
+            fail(place, "it has a forward of its own, which is not that of its class")
         yield Step(place, part)
 
 
@@ -60,6 +62,7 @@ def _leaves(module: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...
     from torch import nn
 
     chain = isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    chain &= "forward" not in vars(module)
     if not chain or module._forward_hooks or module._forward_pre_hooks:
         yield path, module
         return

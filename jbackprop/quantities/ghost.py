@@ -23,7 +23,6 @@ from jbackprop.core.maps import rows_of
 from jbackprop.core.numerics import (
     SEEN,
     hypot,
-    norms_of_rows,
     power_of_two,
     product,
     root,
@@ -41,10 +40,13 @@ class Norms(NamedTuple):
         gradient: ‖g_i‖, w and b together.
         hidden: how much longer it may be: what rounding may have taken from a sum over positions,
             which cancel, and what it may add where δ is scaled.
+        delta, a: ‖δ_i‖ and ‖a_i‖, of all that an example has.
     """
 
     gradient: Float[Array, " B"]
     hidden: Float[Array, " B"]
+    delta: Float[Array, " B"]
+    a: Float[Array, " B"]
 
 
 def prefers_ghost(layer: Shared) -> bool:
@@ -55,12 +57,17 @@ def prefers_ghost(layer: Shared) -> bool:
 
 
 class Held(NamedTuple):
-    """The g_i of a layer, each in units of its own: g_i is w_i of_w_i and b_i of_b_i, (B, …)."""
+    """The g_i of a layer, each in units of its own: g_i is w_i of_w_i and b_i of_b_i, (B, …).
+
+    Beside them ‖δ_i‖ and ‖a_i‖, taken while a block is close at hand: a pass over the whole batch
+    for them would need all of δ at a time when poolings hold thrice as much."""
 
     w: Array
     b: Array
     of_w: Float[Array, " B"]
     of_b: Float[Array, " B"]
+    delta: Float[Array, " B"]
+    a: Float[Array, " B"]
 
 
 def held_of(layer: Any) -> Held | None:
@@ -75,7 +82,8 @@ def held_of(layer: Any) -> Held | None:
 
 def _in_units_of_its_own(layer: Shared, delta: Array, a: Array) -> Held:
     (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
-    return Held(*layer.gradient(delta, a), of_delta * of_a, of_delta)
+    lengths = _length(delta) * of_delta, _length(a) * of_a
+    return Held(*layer.gradient(delta, a), of_delta * of_a, of_delta, *lengths)
 
 
 def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Norms:
@@ -86,18 +94,19 @@ def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Nor
     def direct() -> Norms:
         # what a weight is a sum over; without rows it may be in every output
         terms = positions if rows_of(layer.map) else layer.delta[0].size
-        return Norms(_direct_norms(layer, held), rounding(terms, dtype) * _absolute(layer))
+        norms, delta, a = _direct_norms(layer, held)
+        return Norms(norms, rounding(terms, dtype) * _absolute(layer, delta, a), delta, a)
 
     if not prefers_ghost(layer):
         return direct()
     found = layer.of_each(lambda *pair: _ghost(layer, *pair), layer.delta, layer.a)
-    squared, most, of_w, of_b, b_most = found
+    squared, most, of_w, of_b, b_most, delta, a = found
 
     def ghost() -> Norms:
         w, of_sum = root(squared), rounding(positions, dtype)
         lost = rounding(max(positions**2, *layer.matrix_shape), dtype) * most
         hidden = product(root(squared + lost) - w + of_sum * root(most), of_w) + of_sum * b_most
-        return Norms(hypot(product(w, of_w), of_b), hidden)
+        return Norms(hypot(product(w, of_w), of_b), hidden, delta, a)
 
     clear = (squared >= SEEN**2 * most) | ~present
     # each by itself: what one example is may not change how another is clipped
@@ -107,32 +116,32 @@ def norms_of(layer: Shared, present: Bool[Array, " B"], held: Any = None) -> Nor
 
 def _ghost(layer: Shared, delta: Array, a: Array) -> tuple[Array, ...]:
     """Of ONE example: Σ_pq (δ_p · δ_q)(r_p · r_q) and its most, (Σ_p ‖δ_p‖ ‖r_p‖)², in a unit
-    squared; that unit; ‖Σ_p δ_p‖ and its most."""
+    squared; that unit; ‖Σ_p δ_p‖ and its most; ‖δ‖ and ‖a‖."""
     rows: Any = rows_of(layer.map)
     (delta, of_delta), (a, of_a) = in_units(delta), in_units(a)
+    length_delta, length_a = _length(delta) * of_delta, _length(a) * of_a
     by_position, seen = delta.reshape(-1, delta.shape[-1]), rows(a)
     of_deltas, of_rows = by_position @ by_position.T, seen @ seen.T
     lengths = root(jnp.diagonal(of_deltas))
     most = jnp.square(jnp.sum(lengths * root(jnp.diagonal(of_rows))))
-    b = root(jnp.sum(jnp.square(by_position.sum(axis=0))))
+    b = _length(by_position.sum(axis=0))
     of_both = of_delta * of_a, b * of_delta, jnp.sum(lengths) * of_delta
-    return jnp.sum(of_deltas * of_rows), most, *of_both
+    return jnp.sum(of_deltas * of_rows), most, *of_both, length_delta, length_a
 
 
-def _absolute(layer: Shared) -> Float[Array, " B"]:
+def _absolute(layer: Shared, of_delta: Array, of_a: Array) -> Float[Array, " B"]:
     """At least Σ_p ‖δ_p‖ ‖r̃_p‖ of every example."""
     sees = math.sqrt(sees_at_most(layer.map, layer.a.shape[1:]))
-    of_delta, of_a = norms_of_examples(layer.delta), norms_of_examples(layer.a)
     ones = jnp.full_like(of_a, math.sqrt(layer.positions))
     return of_delta * jnp.where(of_delta == 0, 1, hypot(sees * of_a, ones))
 
 
-def _direct_norms(layer: Shared, held: Held | None) -> Float[Array, " B"]:
-    """‖g_i‖ by g_i itself."""
+def _direct_norms(layer: Shared, held: Held | None) -> tuple[Array, Array, Array]:
+    """‖g_i‖ by g_i itself; ‖δ_i‖ and ‖a_i‖."""
 
-    def of_one(g: Held) -> Array:
-        w, b = (root(jnp.sum(jnp.square(v))) for v in (g.w, g.b))
-        return hypot(product(w, g.of_w), b * g.of_b)
+    def of_one(g: Held) -> tuple[Array, Array, Array]:
+        w, b = _length(g.w), _length(g.b)
+        return hypot(product(w, g.of_w), b * g.of_b), g.delta, g.a
 
     if held is not None:
         return jax.vmap(of_one)(held)
@@ -140,11 +149,9 @@ def _direct_norms(layer: Shared, held: Held | None) -> Float[Array, " B"]:
     return layer.of_each(one, layer.delta, layer.a)
 
 
-def norms_of_examples(values: Array) -> Float[Array, " B"]:
-    """‖v_i‖ of all that an example has; by sums, since for a product with ones the squares of many
-    positions would be written down."""
-    rows = values.reshape(len(values), -1)
-    return norms_of_rows(rows, jnp.sum(jnp.square(wide(rows)), axis=-1))
+def _length(values: Array) -> Array:
+    """‖v‖ of ONE example, near 1 in size."""
+    return root(jnp.sum(jnp.square(values)))
 
 
 def in_units(values: Array) -> tuple[Array, Array]:

@@ -24,7 +24,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
-from jbackprop.quantities.ghost import norms_of, norms_of_examples
+from jbackprop.quantities.ghost import norms_of
 from jbackprop.quantities.layers import RankOne, Shared, Some, by_kind, flat_pairs, layers_of
 
 Pairs = list[tuple[Array, Array]]  # (δ^l, a^{l-1}) of every layer, all of an example in a row
@@ -86,10 +86,9 @@ def lengths(factors: Factors, held: Any = None) -> Lengths:
         return [Lengths(*(v[:, l] for v in columns)) for l in range(len(layers))]
 
     def of_shared(layer: Shared, own: Any) -> Lengths:
-        found, of_a = norms_of(layer, present, own), norms_of_examples(layer.a)
-        augmented = hypot(of_a, jnp.ones_like(of_a))
-        of_delta = norms_of_examples(layer.delta)
-        return Lengths(of_delta, augmented, found.gradient, found.hidden)
+        found = norms_of(layer, present, own)
+        augmented = hypot(found.a, jnp.ones_like(found.a))
+        return Lengths(found.delta, augmented, found.gradient, found.hidden)
 
     columns = by_kind(layers, of_vectors, of_shared, held or [None] * len(layers))
     return Lengths(*(jnp.stack(each, axis=-1) for each in zip(*columns, strict=True)))

@@ -18,7 +18,7 @@ from jbackprop.verification.report import Row, compared
 EXACT = 1e-9  # sums in float64, in another order
 DIFFERENCES = 1e-6
 STEP = 1e-5
-POINTS = 400
+POINTS = 2**18
 
 
 class Draw:

@@ -48,7 +48,7 @@ def point_of(net: Network, params: Any, x: Any, t: Any, rule: Rule) -> tuple[Poi
     example is of numbers alone. In 64-bit mode."""
     layers = as_layers(net, params)
     dtype = layers[0].w.dtype
-    x = as_input(net, x, dtype, lead=1)
+    x, given = as_input(net, x, dtype, lead=1), np.asarray(t)
     t = as_target(net, t, dtype, lead=x.shape[:1])
     notes = []
     for l, layer in enumerate(layers, start=1):
@@ -64,7 +64,10 @@ def point_of(net: Network, params: Any, x: Any, t: Any, rule: Rule) -> tuple[Poi
         bad = ~np.isfinite(values)
         if bad.any():
             at = np.argwhere(bad)[0]
-            notes.append(f"{name}: {values[tuple(at)]} at {at.tolist()}: such rows are left out")
+            what = f"{values[tuple(at)]} at {at.tolist()}"
+            if name == "t" and given.ndim == 1:  # made NaN here
+                what = f"label {given[at[0]]} at row {at[0]}, which is out of range"
+            notes.append(f"{name}: {what}: such rows are left out")
             good &= ~bad.reshape(len(values), -1).any(axis=1)
     if not good.any():
         raise ValueError(

@@ -73,10 +73,17 @@ class Report:
 
 
 def compared(
-    what: str, ours: Any, theirs: Any, tolerance: float, *, by_layer: bool = False, start: int = 1
+    what: str,
+    ours: Any,
+    theirs: Any,
+    tolerance: float,
+    *,
+    by_layer: bool = False,
+    least: float = 0.0,
 ) -> Row:
     """The row of two pytrees of equal structure: every leaf relative to its own largest entry, but
-    never to less than 1e-6 of the largest of all, which cancellation may leave of a zero."""
+    never to less than 1e-6 of the largest of all, which cancellation may leave of a zero, nor to
+    less than `least`."""
     found, expected = (
         [np.asarray(v, np.float64) for v in jax.tree.leaves(of)] for of in (ours, theirs)
     )
@@ -90,13 +97,13 @@ def compared(
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             same = (a == b) | (np.isnan(a) & np.isnan(b))  # such as a variance of one example
             off = np.where(same, 0.0, np.abs(a - b))
-            scale = max(_largest(b), 1e-6 * overall)
+            scale = max(_largest(b), 1e-6 * overall, least)
             relative = np.where(off == 0, 0.0, off / scale)
         relative = np.where(np.isnan(relative), np.inf, relative)
         largest = float(np.max(relative, initial=0))
         if largest > worst:
             worst, at = largest, np.unravel_index(int(np.argmax(relative)), relative.shape)
-            layer = f"layer {start + k // leaves}: " if by_layer else ""
+            layer = f"layer {1 + k // leaves}: " if by_layer else ""
             part = ("w", "b")[k % 2] if by_layer and leaves == 2 else ""
             place = f"{part}[{', '.join(map(str, at))}]" if at else part or "value"
             where = f"{layer}{place} is {a[at]:.6g}, expected {b[at]:.6g}"

@@ -53,7 +53,7 @@ def forget() -> None:
     """Nothing traced, compiled or remembered by the package or a test stays."""
     jax.clear_caches()
     for kept in gc.get_objects():
-        if isinstance(kept, _lru_cache_wrapper) and kept.__module__.startswith(OURS):
+        if type(kept) is _lru_cache_wrapper and kept.__module__.startswith(OURS):
             kept.cache_clear()
 
 
