@@ -14,6 +14,7 @@ from maps import Banded, Circulant
 from materialised import NETS
 
 import jbackprop as jb
+from jbackprop import __main__ as command
 from jbackprop.verification.report import Row, compared
 
 alignment = jb.Rule(
@@ -275,14 +276,28 @@ def test_a_row_knows_layer_and_entry():
     assert not Row("", float("nan"), 1.0).passed
 
 
-def test_the_command_verifies_a_saved_network(tmp_path):
+def test_the_command_verifies_a_saved_network(tmp_path, capsys, monkeypatch):
     net = NETS["linear"]
-    jb.save(tmp_path / "net.npz", net, problem(net)[0])
-    command = [sys.executable, "-m", "jbackprop"]
-    done = subprocess.run([*command, tmp_path / "net.npz"], capture_output=True, text=True)
+    params, _, _ = problem(net)
+    jb.save(tmp_path / "net.npz", net, params)
+    done = subprocess.run(
+        [sys.executable, "-m", "jbackprop", tmp_path / "net.npz"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "all agree" in done.stdout
     assert jax.__version__ in done.stdout
-    done = subprocess.run([*command, tmp_path / "no.npz"], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "no.npz" in done.stderr
+
+    jb.save(tmp_path / "nan.npz", net, jax.tree.map(lambda v: v * jnp.nan, params))
+    for name, said in (("no.npz", "no.npz"), ("nan.npz", "params: expected numbers, got nan")):
+        assert command.main([str(tmp_path / name)]) == 1
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(command, "NETWORKS", {"a wrong one": WRONG["∇_y C"][0]})
+    assert command.main([]) == 1
+    assert "a wrong one: jbackprop" in capsys.readouterr().out
+
+
+def test_the_commands_targets_suit_every_cost():
+    for head in HEADS:
+        net = jb.Network((4, 3), jb.tanh, *head)
+        x, t = command.examples(net)
+        jb.check_batch(net, x, t)
