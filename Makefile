@@ -90,6 +90,9 @@ against: $(STAMP) ## what a change costs: this checkout beside an earlier commit
 benchmark-convolution: $(VENV)/.benchmark ## time convolutional networks and their quantities beside others (20 minutes)
 	$(RUN) -m experiments.benchmark.convolution --readme README.md --out experiments/benchmark/results
 
+profile-convolution: $(VENV)/.benchmark ## where a convolutional step's time goes: every layer's products a second, and PyTorch's
+	$(RUN) -m experiments.benchmark.layers
+
 benchmark-apply: $(VENV)/.benchmark ## time `apply` inside a program beside the native step and Flax's layers
 	$(RUN) -m experiments.benchmark.plugged
 

@@ -59,14 +59,8 @@ def from_torch(
         net, params = jb.from_torch(module, (28, 28, 1), output=jb.softmax, cost=jb.cross_entropy)
         norms = jb.squared_norms(jb.backprop(net, params, x, t))
     """
-    with _installed("from_torch", "torch"):
-        return assembled(
-            "module",
-            read_torch.steps(module),
-            input,
-            **_head(output, cost),
-            channels_first=True,
-        )
+    steps = read_torch.steps(module)
+    return _assembled("torch", steps, input, output, cost, channels_first=True)
 
 
 def to_torch(net: Network, params: Any) -> Any:
@@ -142,14 +136,8 @@ def from_equinox(
         module = eqx.nn.MLP(64, 10, 32, 2, activation=jnp.tanh, key=jax.random.key(0))
         net, params = jb.from_equinox(module, output=jb.softmax, cost=jb.cross_entropy)
     """
-    with _installed("from_equinox", "equinox"):
-        return assembled(
-            "module",
-            read_equinox.steps(module),
-            input,
-            **_head(output, cost),
-            channels_first=True,
-        )
+    steps = read_equinox.steps(module)
+    return _assembled("equinox", steps, input, output, cost, channels_first=True)
 
 
 def to_equinox(net: Network, params: Any) -> Any:
@@ -191,14 +179,8 @@ def from_flax(
             lambda x: x.reshape(len(x), -1), nnx.Linear(8 * 14 * 14, 10, rngs=rngs))
         net, params = jb.from_flax(module, (28, 28, 1), output=jb.softmax, cost=jb.cross_entropy)
     """
-    with _installed("from_flax", "flax"):
-        return assembled(
-            "module",
-            read_flax.steps(module, params),
-            input,
-            **_head(output, cost),
-            channels_first=False,
-        )
+    steps = read_flax.steps(module, params)
+    return _assembled("flax", steps, input, output, cost, channels_first=False)
 
 
 def to_flax(net: Network, params: Any) -> Any:
@@ -262,12 +244,17 @@ def to_sklearn(net: Network, params: Any) -> Any:
         return sklearn_.estimator(net, params)
 
 
-def _head(output: Any, cost: Any) -> dict[str, Any]:
-    """Output and cost, looked at before a module is read."""
+def _assembled(
+    library: str, steps: Any, input: Any, output: Any, cost: Any, *, channels_first: bool
+) -> tuple[Network, Params]:
+    """The network of steps, which are read, and the library imported, as they are asked for."""
     for name, value, kind in (("output", output, Activation), ("cost", cost, Cost)):
         if not isinstance(value, kind):
             raise ValueError(f"{name}: expected one {kind.__name__}, got {value!r}")
-    return {"output": output, "cost": cost}
+    with _installed(f"from_{library}", library):
+        return assembled(
+            "module", steps, input, output=output, cost=cost, channels_first=channels_first
+        )
 
 
 _NAMES = {"torch": "PyTorch", "equinox": "Equinox", "flax": "Flax", "sklearn": "scikit-learn"}

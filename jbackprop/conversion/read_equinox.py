@@ -14,14 +14,13 @@ from jbackprop.conversion.steps import (
     Function,
     Step,
     as_leaf,
+    conv_of,
     fail,
     moved,
     place_of,
-    shortest,
-    shortest_padding,
 )
 from jbackprop.core import activations as ours
-from jbackprop.core.linear import Conv, Dense
+from jbackprop.core.linear import Dense
 from jbackprop.core.pooling import MaxPool, MeanPool
 
 
@@ -118,11 +117,8 @@ def _convolution(place: str, layer: Any) -> Affine:
         fail(place, f"expected padding_mode='ZEROS', got {layer.padding_mode!r}")
     if layer.padding == "SAME_LOWER":
         fail(place, "expected an odd row of padding behind, 'SAME', got 'SAME_LOWER'")
-    linear = Conv(
-        layer.out_channels,
-        shortest(layer.kernel_size),
-        stride=shortest(layer.stride),
-        padding=shortest_padding(layer.padding),
-        dilation=shortest(layer.dilation),
-    )
+    linear = conv_of(
+        layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+        dilation=layer.dilation,
+    )  # fmt: skip
     return Affine(linear, *_numbers(place, layer))

@@ -14,11 +14,11 @@ from jbackprop.conversion.steps import (
     Function,
     Step,
     as_leaf,
+    conv_of,
     fail,
     moved,
     place_of,
     shortest,
-    shortest_padding,
 )
 from jbackprop.core import activations as ours
 from jbackprop.core.linear import Conv, Dense
@@ -113,21 +113,16 @@ def _own(place: str, layer: Any, name: str, usual: Any) -> None:
 
 def _convolution(place: str, layer: Any, shape: tuple[int, ...]) -> Conv:
     rank = len(shape) - 2
-    each = lambda value: shortest(1 if value is None else value)
+    each = lambda value: 1 if value is None else value
     if layer.feature_group_count != 1:
         got = f"feature_group_count={layer.feature_group_count}"
         fail(place, f"expected one group, since a map sees all channels, got {got}")
-    if each(layer.input_dilation) != 1:
+    if shortest(each(layer.input_dilation)) != 1:
         fail(place, f"expected input_dilation=1, got {layer.input_dilation}")
     if layer.mask is not None:
         fail(place, "expected no mask: a masked kernel has weights that are none")
     padding = layer.padding
     if isinstance(padding, str) and padding.upper() not in ("SAME", "VALID"):
         fail(place, f"expected a padding with zeros, 'SAME', 'VALID' or numbers, got {padding!r}")
-    return Conv(
-        shape[0],
-        shortest(shape[1 : 1 + rank]),
-        stride=each(layer.strides),
-        padding=shortest_padding(padding),
-        dilation=each(layer.kernel_dilation),
-    )
+    stride, dilation = each(layer.strides), each(layer.kernel_dilation)
+    return conv_of(shape[0], shape[1 : 1 + rank], stride=stride, padding=padding, dilation=dilation)

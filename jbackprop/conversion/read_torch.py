@@ -12,15 +12,14 @@ from jbackprop.conversion.steps import (
     Flatten,
     Pad,
     Step,
+    conv_of,
     each,
     fail,
     moved,
     place_of,
-    shortest,
-    shortest_padding,
 )
 from jbackprop.core import activations as ours
-from jbackprop.core.linear import Conv, Dense
+from jbackprop.core.linear import Dense
 from jbackprop.core.pooling import MaxPool, MeanPool
 
 _ACTIVATIONS = {
@@ -151,13 +150,10 @@ def _convolution(place: str, layer: Any) -> Affine:
         fail(place, f"expected groups=1, since a map sees all channels, got groups={layer.groups}")
     if layer.padding_mode != "zeros":
         fail(place, f"expected padding_mode='zeros', got {layer.padding_mode!r}")
-    linear = Conv(
-        layer.out_channels,
-        shortest(layer.kernel_size),
-        stride=shortest(layer.stride),
-        padding=shortest_padding(layer.padding),
-        dilation=shortest(layer.dilation),
-    )
+    linear = conv_of(
+        layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+        dilation=layer.dilation,
+    )  # fmt: skip
     return Affine(linear, *_numbers(place, layer), layer.weight)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jbackprop.core.arrays import is_concrete
+from jbackprop.core.linear import Conv
 from jbackprop.core.windows import Shape
 
 
@@ -128,6 +129,17 @@ def shortest_padding(padding: Any) -> Any:
     pairs = tuple((int(before), int(behind)) for before, behind in pairs)
     numbers = {p for pair in pairs for p in pair}
     return numbers.pop() if len(numbers) == 1 else pairs
+
+
+def conv_of(n: int, kernel: Any, *, stride: Any, padding: Any, dilation: Any) -> Conv:
+    """A convolution as one would write it by hand."""
+    return Conv(
+        n,
+        shortest(kernel),
+        stride=shortest(stride),
+        padding=shortest_padding(padding),
+        dilation=shortest(dilation),
+    )
 
 
 def columns_last(w: Any, in_shape: Shape) -> Any:

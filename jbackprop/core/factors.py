@@ -99,9 +99,7 @@ def backprop(
     layers = as_layers(net, params)
     x, t, weight, absent, label = without_absent(as_batch(net, layers, x, t, weight))
     feedback = feedback_of(net, layers, rule, feedback)
-    if key is not None:
-        check_key(key)
-        key = jax.random.split(key, len(x))
+    keys = keys_of(key, len(x))
 
     def example(x: Any, t: Any, key: Any) -> Any:
         tape = forward(net, layers, x)
@@ -109,8 +107,16 @@ def backprop(
         deltas = propagate(net, layers, tape, delta_L, rule=rule, feedback=feedback, t=t, key=key)
         return example_cost(net, tape, t), tape, deltas
 
-    cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, key), t))
+    cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, keys), t))
     return Factors(cost, tape, deltas, t, weight, maps_of(net))
+
+
+def keys_of(key: Any, batch: int) -> Any:
+    """One for every example; None where there is none."""
+    if key is None:
+        return None
+    check_key(key)
+    return jax.random.split(key, batch)
 
 
 def maps_of(net: Network) -> tuple[Used, ...]:

@@ -41,16 +41,18 @@ def brief(entry: Any) -> str:
     """A record as one would write it, without what is at its default: Conv(16, 8, stride=2)."""
     if not is_dataclass(entry) or isinstance(entry, type):
         return repr(entry)
-    told = []
-    for f in fields(entry):
-        value = getattr(entry, f.name)
-        usual = (
-            getattr(entry, "size", None) if f.name == "stride" and f.default is None else f.default
-        )
-        if not f.repr or (f.default is not MISSING and value in (f.default, usual)):
-            continue
-        told.append(f"{f.name}={value!r}" if f.kw_only else repr(value))
-    return f"{type(entry).__name__}({', '.join(told)})"
+    kind, listed = type(entry), [f for f in fields(entry) if f.init]
+    given = {f.name: getattr(entry, f.name) for f in listed}
+    for f in listed:
+        others = {name: value for name, value in given.items() if name != f.name}
+        if f.default is not MISSING and kind(**others) == entry:
+            given = others
+    told = [
+        f"{f.name}={given[f.name]!r}" if f.kw_only else repr(given[f.name])
+        for f in listed
+        if f.name in given
+    ]
+    return f"{kind.__name__}({', '.join(told)})"
 
 
 def _by(shape: Shape) -> str:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jbackprop.core.arrays import as_real, check_key, fitted
+from jbackprop.core.arrays import as_real, fitted
 from jbackprop.core.backward import backpropagation, propagate
 from jbackprop.core.batch import as_batch, blank, without_absent
 from jbackprop.core.checks import as_input, fail
-from jbackprop.core.factors import Factors, feedback_of, maps_of
+from jbackprop.core.factors import Factors, feedback_of, keys_of, maps_of
 from jbackprop.core.heads import through
 from jbackprop.core.maps import shaped
 from jbackprop.core.network import Network, Params, Tape, as_layers, forward, pooled, unpooled
@@ -57,7 +57,8 @@ class Pull:
         absent = self.weight == 0 if self.masked else None
 
         def example(tape: Tape, e: Any, key: Any) -> Any:
-            pool, z = net.pools[-1], pooled(net.pools[-1], tape.z[-1])
+            pool = net.pools[-1]
+            z = pooled(pool, tape.z[-1])
             delta = fitted("cotangent", through(net.output, wide(z), wide(e)), z)
             delta_L = unpooled(pool, tape.z[-1], delta)
             return propagate(
@@ -112,12 +113,9 @@ def vjp(
     no_t = jnp.zeros((len(x), *net.shapes[-1]), x.dtype)
     batch = without_absent(as_batch(net, layers, x, no_t, weight))
     feedback = feedback_of(net, layers, rule, feedback)
-    if key is not None:
-        check_key(key)
-    keys = None if key is None else jax.random.split(key, len(x))
     tape = jax.vmap(partial(forward, net, layers))(batch.x)
     masked = batch.absent is not None
-    pull = Pull(net, rule, masked, layers, tape, batch.weight, feedback, keys)
+    pull = Pull(net, rule, masked, layers, tape, batch.weight, feedback, keys_of(key, len(x)))
     return blank(batch.absent, tape.a[-1]), pull
 
 

@@ -23,7 +23,7 @@ WEIGHTS = 1.0, 0.5, 2.0, 0.0, 3.0, 1.0
 
 @dataclass(frozen=True)
 class Point:
-    """All that a pass takes. `dtype` and `given` are those of the caller."""
+    """All that a pass takes, in float64; `dtype` is the caller's."""
 
     net: Network
     params: Params
@@ -81,7 +81,9 @@ def point_of(net: Network, params: Any, x: Any, t: Any, rule: Rule) -> tuple[Poi
 
     def moved(values: Any) -> Any:
         values = np.asarray(values, np.float64)
-        spread = np.std(values) or 1.0
+        spread, size = np.std(values), np.max(np.abs(values))
+        if spread <= 1e-6 * size:  # all of one value
+            spread = size or 1.0
         values = values + 0.01 * spread * rng.uniform(-1, 1, values.shape)
         return jnp.asarray(values).astype(dtype).astype(np.float64)  # of the caller's numbers
 

@@ -81,15 +81,14 @@ class Limits(NamedTuple):
 
 
 def limits_of(all_: Written) -> Limits:
-    """Medians of norms; 1 where there is none."""
+    """Medians of norms, and less than the shortest of the groups' sums; 1 where there is none."""
     present = all_.weight > 0
     middle = lambda v: float(np.median(v[v > 0])) if (v > 0).any() else 1.0
     norm = np.linalg.norm(all_.g[present], axis=1)
     by_layer = [middle(np.linalg.norm(all_.g[present][:, layer], axis=1)) for layer in all_.layers]
     sums = np.linalg.norm(_group_sums(all_), axis=1)
-    return Limits(
-        middle(norm), np.array(by_layer), 0.9 * min(middle(sums), sums[sums > 0].min(initial=1e9))
-    )
+    of_groups = 0.9 * float(min(sums[sums > 0], default=1.0))
+    return Limits(middle(norm), np.array(by_layer), of_groups)
 
 
 def _groups(batch: int) -> np.ndarray:
@@ -105,6 +104,7 @@ def ours(at: Point, factors: Factors, direction: Any, limits: Limits) -> dict[st
     """What the library says, by name."""
     of = jnp.asarray(_groups(len(at.x)))
     clip_groups = groups.group_clip(factors, of, GROUPS, limits.of_groups)
+    noise = spread.noise_scale(factors)
     tests = batch_size.norm_test, batch_size.inner_product_test, batch_size.orthogonality_test
     all_ = {
         "mean_gradient": mean_gradient(factors),
@@ -118,8 +118,8 @@ def ours(at: Point, factors: Factors, direction: Any, limits: Limits) -> dict[st
         "gram": statistics.gram(factors),
         "second_moment": moments.second_moment(factors),
         "variance": moments.variance(factors),
-        "noise_scale": tuple(spread.noise_scale(factors))[:1],
-        "noise_scale: |G|²": _beside_mean(spread.noise_scale(factors).squared_gradient, factors),
+        "noise_scale": (noise.trace,),
+        "noise_scale: |G|²": _beside_mean(noise.squared_gradient, factors),
         "norm, inner-product, orthogonality tests": tuple(test(factors) for test in tests),
         "takeuchi": batch_size.takeuchi(factors),
         "clip": example_gradients(clipping.clip(factors, limits.of_all)),
