@@ -115,7 +115,7 @@ def _attempted(stage: Any, at: Point, found: Reference, notes: list[str]) -> lis
         rows = [*stage(at, found, notes)]
     except Exception as error:
         rows = [Row("the pass", np.inf, TOLERANCE, f"{type(error).__name__}: {error}")]
-    blame = OF_THE_LIBRARY if at.rule is backpropagation else f"rule {at.rule.name}, or the library"
+    blame = OF_THE_LIBRARY if at.rule == backpropagation else f"rule {at.rule.name}, or the library"
     return [row if row.passed else row._replace(blame=blame) for row in rows]
 
 

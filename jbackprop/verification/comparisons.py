@@ -55,7 +55,7 @@ def _pass(at: Point, found: Reference, factors: Factors, gradient: Params) -> It
     first = next((row for row in each if not row.passed), max(each, key=lambda row: row.error))
     where = f"{first.what}: {first.where}"
     yield first._replace(what="δ, layer by layer from the top", where=where)
-    if at.rule is backpropagation:
+    if at.rule == backpropagation:
         yield _by_autodiff(at, gradient)
         yield _by_differences(at, gradient)
 
@@ -121,7 +121,7 @@ def _by_differences(at: Point, gradient: Params) -> Row:
 def in_its_own_dtype(at: Point, found: Reference, notes: list[str]) -> list[Row]:
     """The gradient and the norms as the caller has them, allowed four times autodiff's error."""
     dtype = at.dtype
-    if dtype == jnp.float64 or at.rule is not backpropagation:
+    if dtype == jnp.float64 or at.rule != backpropagation:
         return []
     params, x, t = jax.tree.map(lambda v: v.astype(dtype), (at.params, at.x, at.t))
     all_ = written_out(at, found)
