@@ -144,6 +144,10 @@ def shrunk(norms, limit):
     return np.minimum(1, limit / np.where(norms == 0, 1, norms))
 
 
+def mean_outer(p, rows):
+    return np.einsum("b,bi,bj->ij", p, *[np.float64(rows)] * 2)
+
+
 def norms(c):
     return np.sqrt((c.g**2).sum(1))
 
@@ -209,7 +213,10 @@ QUANTITIES = {
             for n in (np.linalg.norm(np.float64(d), axis=1) for d in c.factors.delta)])),
     "kronecker_factors": (
         lambda f: jb.kronecker_factors(f)[0][1],
-        lambda c: np.einsum("b,bi,bj->ij", c.p, *[np.float64(c.factors.delta[0])] * 2)),
+        lambda c: mean_outer(c.p, c.factors.delta[0])),
+    "A of kronecker_factors": (
+        lambda f: jb.kronecker_factors(f)[0][0],
+        lambda c: mean_outer(c.p, np.c_[c.factors.tape.a[0], np.ones(B)])),
 }  # fmt: skip
 
 # What is a small difference by nature is right to the rounding of what it is taken from.

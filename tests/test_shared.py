@@ -301,6 +301,18 @@ def test_products_and_moments_in_every_range(size):
     close(jb.inner_products(found, direction), g[:, : len(w)].sum(1), 1e-5)
 
 
+def test_kronecker_factors_out_of_range_are_infinite_and_not_nan():
+    factors = factors_of(SMALL)
+    rows = jnp.arange(6)[:, None, None]
+    delta = (factors.delta[0] * jnp.where(rows < 4, 1e25, -1e-25),)
+    a = (factors.tape.a[0] * jnp.where(rows < 2, 1e-30, 1e22), factors.tape.a[1])
+    found = factors._replace(delta=delta, tape=factors.tape._replace(a=a))
+    for sharing in "expand", "reduce":
+        for matrix in jb.kronecker_factors(found, sharing=sharing)[0]:
+            assert jnp.isinf(matrix).any()
+            assert not jnp.isnan(matrix).any()
+
+
 # ---- what else the factors tell
 
 

@@ -71,11 +71,11 @@ class Held(NamedTuple):
 
 
 def held_of(layer: Any) -> Held | None:
-    """Those of a layer whose matrices, of all examples, are less than what it has on its tape:
+    """Those of a layer whose matrices, of all examples, are at most half of what its tape holds:
     whoever wants them twice need not make them twice."""
     if not isinstance(layer, Shared) or prefers_ghost(layer):
         return None
-    if layer.w_size > (layer.delta.size + layer.a.size) // len(layer.a):
+    if 2 * layer.w_size > (layer.delta.size + layer.a.size) // len(layer.a):
         return None
     return layer.of_each(lambda *pair: _in_units_of_its_own(layer, *pair), layer.delta, layer.a)
 

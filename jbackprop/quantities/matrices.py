@@ -35,11 +35,11 @@ def moment_of(layer: Shared, p: Float[Array, " B"]) -> tuple[Layer, Layer]:
     least = float(jnp.finfo(half.dtype).tiny) ** 0.5
     half = jnp.clip(half, least, 1 / least)  # so that its square is a number too
 
-    def one(share: Array, delta: Array, a: Array, of_delta: Array, of_a: Array) -> Array:
+    def one(delta: Array, a: Array, of_delta: Array, of_a: Array) -> Array:
         w, _ = layer.gradient(wide(delta) / of_delta, wide(a) / of_a)
-        return share * jnp.square(w * (of_delta / half) * (of_a / half))
+        return jnp.square(w * (of_delta / half) * (of_a / half))
 
-    w = layer.in_w_shape(layer.summed(one, p, layer.delta, layer.a, of_delta, of_a))
+    w = layer.in_w_shape(layer.summed(p, one, layer.delta, layer.a, of_delta, of_a))
     b = jnp.max(of_b)
     return Layer(w, p @ jnp.square(sums / b)), Layer(half * half, b)
 
@@ -97,12 +97,12 @@ def deviations_of(layer: Shared, p: Array, delta: Any, a: Any) -> Apart:
     mean = shaped(delta.mean, layer.delta)[0]
     of_all = layer.map.weighted_sum(p, d, e)
 
-    def one(share: Array, d: Array, a: Array, e: Array) -> tuple[Array, Array]:
+    def one(d: Array, a: Array, e: Array) -> tuple[Array, Array]:
         own, other = layer.gradient(d, a)[0], layer.gradient(mean, e)[0]
         away = own + other - of_all.reshape(own.shape)
-        return share * jnp.square(away), share * jnp.square(jnp.abs(own) + jnp.abs(other))
+        return jnp.square(away), jnp.square(jnp.abs(own) + jnp.abs(other))
 
-    w, terms = layer.summed(one, p, d, shaped(a.rows, layer.a), e)
+    w, terms = layer.summed(p, one, d, shaped(a.rows, layer.a), e)
     sums = by_position(d).sum(axis=1) - bias_sum(p, d)[None]
     return Apart(layer.in_w_shape(w), p @ jnp.square(sums), layer.in_w_shape(terms))
 
@@ -114,16 +114,41 @@ def kronecker_of_positions(layer: Shared, p: Array, *, reduce: bool) -> tuple[Ar
         raise ValueError(
             f"factors: expected maps with rows, of whose products A is a mean, got {layer.map}"
         )
-    deltas = by_position(layer.delta)
-    outer = lambda p, v: jnp.einsum("bti,btj->ij", p[:, None, None] * v, v)
+    deltas, a = by_position(layer.delta), wide(layer.a)
 
     def seen(a: Array) -> Array:
         found = wide(rows(a))
         return jnp.concatenate([found, jnp.ones((len(found), 1), found.dtype)], axis=1)
 
     if reduce:
-        mean_row = layer.of_each(lambda a: seen(a).mean(axis=0), layer.a)
-        return outer(p, mean_row[:, None]), outer(p, deltas.sum(axis=1, keepdims=True))
-    of_block = lambda p, a: outer(p, jax.vmap(seen)(a))
-    of_rows = sum_over_blocks(of_block, p, layer.a, size=layer.block)
-    return of_rows, outer(p, deltas) / layer.positions
+        mean_row = layer.of_each(lambda a: seen(a).mean(axis=0), a)
+        return mean_outer(p, mean_row), mean_outer(p, deltas.sum(axis=1))
+    unit = jnp.max(column_units(p, a))
+    of_block = lambda p, a: _outer(p, jax.vmap(seen)(present_rows(p, a) / unit))
+    of_rows = sum_over_blocks(of_block, p, a, size=layer.block)
+    units = jnp.full((1, len(of_rows)), unit).at[0, -1].set(1)
+    return of_rows * units.T * units, mean_outer(p, deltas) / layer.positions
+
+
+def mean_outer(p: Array, v: Float[Array, "B *T n"]) -> Float[Array, "n n"]:
+    """Σ p_i v_i v_iᵀ: columns in units of their own, since a sum of products with both signs that
+    are out of range would be no number."""
+    unit = column_units(p, v)
+    units = unit.reshape(1, -1)
+    return _outer(p, present_rows(p, v) / unit) * units.T * units
+
+
+def column_units(p: Array, v: Float[Array, "B *T n"]) -> Float[Array, "*ones n"]:
+    """A power of two for every column, near the largest of its entries."""
+    sizes = jnp.abs(present_rows(p, v))
+    return power_of_two(jnp.max(sizes, axis=range(v.ndim - 1), keepdims=True))
+
+
+def present_rows(p: Array, v: Array) -> Array:
+    """Rows without weight are 0: in others' units they may be anything."""
+    return jnp.where(jnp.expand_dims(p, range(1, v.ndim)) != 0, v, 0)
+
+
+def _outer(p: Array, v: Array) -> Array:
+    rows = lambda v: v.reshape(-1, v.shape[-1])
+    return rows(jnp.expand_dims(p, range(1, v.ndim)) * v).T @ rows(v)

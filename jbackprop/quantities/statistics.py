@@ -28,7 +28,7 @@ from jbackprop.core.numerics import (
 from jbackprop.quantities.arguments import as_direction, check_same_network
 from jbackprop.quantities.ghost import in_units
 from jbackprop.quantities.layers import RankOne, Shared, Some, flat_pairs, layers_of
-from jbackprop.quantities.matrices import kronecker_of_positions, products_of_matrices
+from jbackprop.quantities.matrices import kronecker_of_positions, mean_outer, products_of_matrices
 from jbackprop.quantities.norms import all_in_range, in_range
 
 
@@ -190,12 +190,9 @@ def kronecker_factors(
         raise ValueError(f'sharing: expected "expand" or "reduce", got {sharing!r}')
     p = shares(factors.weight)
 
-    def mean_outer(v: Array) -> Array:
-        return jnp.einsum("bi,bj->ij", p[:, None] * v, v)
-
     def of_layer(layer: Some) -> tuple[Array, Array]:
         if isinstance(layer, RankOne):
-            return mean_outer(with_one(layer.a)), mean_outer(wide(layer.delta))
+            return mean_outer(p, with_one(layer.a)), mean_outer(p, wide(layer.delta))
         return kronecker_of_positions(layer, p, reduce=sharing == "reduce")
 
     return tuple(of_layer(layer) for layer in layers_of(factors))
