@@ -22,6 +22,9 @@ mnist1d: $(STAMP) ## one-dimensional digits: logistic regression, a dense and a 
 panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
 	$(RUN) -m experiments.panel
 
+nielsen: $(STAMP) ## the experiments of Nielsen's book, on the digits (runs/nielsen/); on MNIST by --data
+	$(RUN) -m experiments.nielsen
+
 seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
 	$(RUN) -m experiments.common.seeds
 
@@ -107,6 +110,13 @@ picture: $(STAMP) ## draw the README's pictures anew
 	$(RUN) -m experiments.convolution --out build/picture
 	cp build/picture/*/{hardest,deltas,privacy,panel,flow}.png docs/
 
+walkthrough: $(VENV)/.docs ## the slides with every number, as one page (build/walkthrough.html)
+	$(RUN) tools/render.py experiments/walkthrough.py build/walkthrough.html
+
+docs: $(VENV)/.docs ## the documentation (build/docs/index.html): no warning, every block of code run
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
+	$(RUN) -m pytest -q tests/test_docs.py
+
 lint: $(STAMP) ## ruff: rules and format
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -128,10 +138,14 @@ $(STAMP): pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[experiments,privacy,dev]'
 	@touch $@
 
+$(VENV)/.docs: $(STAMP)
+	$(RUN) -m pip install --quiet --editable '.[docs,privacy,dev]'
+	@touch $@
+
 # The peers are large: only a benchmark installs them.
 $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --editable '.[experiments,privacy,benchmark]'
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution mnist1d panel seeds benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
+.PHONY: help digits private convolution mnist1d panel nielsen seeds docs walkthrough interop benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean

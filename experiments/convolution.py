@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 from rich.console import Console
 
 import jbackprop as jb
-from experiments.common import figures, networks, run
+from experiments.common import networks, run
 from experiments.common.data import Data, load, load_1d
 from experiments.digits import difference_from_autodiff
 
@@ -79,13 +78,6 @@ def checked(options: Options) -> tuple[Data, Options]:
         filled["epochs"] = 1
     data = load_1d(options.seed) if options.mnist1d else load(options.data, options.seed)
     return data, replace(options, **filled)
-
-
-def flow(net: jb.Network, params: jb.Params, x: Any, labels: Any) -> list[np.ndarray]:
-    """How large δ^l is at every position of each input, of every convolution: (B, *positions)."""
-    factors = jb.backprop(net, params, x, labels)
-    spatial = [delta for delta in factors.delta if delta.ndim > 2]
-    return [np.asarray(jnp.sqrt(jnp.sum(delta**2, axis=-1))) for delta in spatial]
 
 
 def train(
@@ -151,9 +143,11 @@ def main(options: Options) -> int:
     console.print("\n".join(said), soft_wrap=True)
     if len(said) == len(nets):
         jb.save(folder / "net.npz", net, params)
-        figures.kernels(folder / "kernels.png", np.asarray(params[0].w)[..., 0])
-        images, labels = (v[:8] for v in shaped(net)["test"])
-        figures.flow(folder / "flow.png", images[..., 0], flow(net, params, images, labels))
+        filters = jb.plot_filters(params[0].w, title="The kernels w$^1$ that were learned")
+        filters.savefig(folder / "kernels.png")
+        factors = jb.backprop(net, params, *(v[:8] for v in shaped(net)["test"]))
+        title = "The error on its way back, from above: where each digit's δ is large, by layer"
+        jb.plot_flow(factors, title=title).savefig(folder / "flow.png")
     console.print(f"Written to {folder} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
     return status or (130 if asked else 0)
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jbackprop as jb
-from experiments.common import figures, run
+from experiments.common import run
 from experiments.common.data import Data, Part, load
 
 Hidden = Literal[
@@ -289,21 +289,17 @@ def finish(
     run.append(folder, {"kept": epoch, **final})
     job.console.print(table_of(found, f"After epoch {epoch}, the best on validation"))
 
-    figures.learning_curves(folder / "curves.png", rows, epoch)
-    figures.delta_norms(folder / "deltas.png", norms)
+    of = lambda name, what: jnp.array([row[name][what] for row in rows])
+    metrics = {n: jb.Metrics(of(n, "cost"), of(n, "accuracy")) for n in ("train", "validation")}
+    jb.plot_learning(metrics, kept=epoch).savefig(folder / "curves.png")
+    jb.plot_delta_norms(norms).savefig(folder / "deltas.png")
     x, t = parts["test"]
     worst = np.argsort(-costs(net, params, x, t))[:18]
-    y = np.asarray(jb.predict(net, params, x[worst]))
-    surely = "{:.0%}" if net.output in (jb.softmax, jb.sigmoid) else "{:.2f}"
     wrong = round(len(x) * (1 - final["test"]["accuracy"]))
-    figures.hardest(
-        folder / "hardest.png",
-        x[worst].reshape(-1, *data.image_shape),
-        data.test.labels[worst],
-        y.argmax(1),
-        [surely.format(most) for most in y.max(1)],
-        f"The test digits with the highest cost ({wrong} of {len(x)} are classified wrongly)",
-    )
+    title = f"The test digits with the highest cost ({wrong} of {len(x)} are classified wrongly)"
+    images, labels = x[worst].reshape(-1, *data.image_shape), data.test.labels[worst]
+    y = jb.predict(net, params, x[worst])
+    jb.plot_examples(images, labels, y, title=title).savefig(folder / "hardest.png")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 
 import jbackprop as jb
-from experiments.common import figures, run
+from experiments.common import run
 from experiments.common.data import load
 
 
@@ -91,13 +91,10 @@ def main(options: Options) -> int:
         soft_wrap=True,
     )
     worst = np.argsort(-costs)[:10]
-    said = np.asarray(jb.predict(net, state.params, x[worst])).argmax(1)
-    figures.panel(
-        folder / "panel.png",
-        panel,
-        x[worst].reshape(-1, *data.image_shape),
-        [f"a {label}; says {y}" for label, y in zip(t[worst], said, strict=True)],
-    )
+    jb.plot_panel(panel).savefig(folder / "panel.png")
+    images, y = x[worst].reshape(-1, *data.image_shape), jb.predict(net, state.params, x[worst])
+    title = "The training digits of the highest cost, over all of training"
+    jb.plot_examples(images, t[worst], y, title=title, columns=5).savefig(folder / "costliest.png")
     console.print(f"Written to {folder}", soft_wrap=True)
     return 130 if asked else 0
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy.stats import binom
 
 import jbackprop as jb
-from experiments.common import figures, networks, run
+from experiments.common import networks, run
 from experiments.common.data import Data, load
 
 COVERS = """\
@@ -245,10 +245,18 @@ def main(options: Options) -> int:
                 return 1
             if asked:
                 break
-    figures.privacy(folder / "privacy.png", curves, options.delta)
+    draw(folder / "privacy.png", curves, options.delta)
     console.print(COVERS, soft_wrap=True)
     console.print(f"Written to {folder}", soft_wrap=True)
     return 130 if asked else 0
+
+
+def draw(file: Path, curves: dict[float, list[dict[str, Any]]], delta: float) -> None:
+    """Accuracy against ε; without noise it is a level."""
+    of = lambda rows, what: [row[what] for row in rows]
+    spent = {s: (of(rows, "epsilon"), of(rows, "test")) for s, rows in curves.items() if s and rows}
+    without = curves[0][-1]["test"] if curves.get(0) else None
+    jb.plot_privacy(spent, delta, without=without).savefig(file)
 
 
 def network(options: Options, data: Data) -> jb.Network:

@@ -63,7 +63,18 @@ from jbackprop.core.records import Activation, Cost
 from jbackprop.core.rules import Rule, Signal
 from jbackprop.core.values import check_batch
 from jbackprop.core.vjp import Pull, input_gradient, vjp
-from jbackprop.plots import plot_panel
+from jbackprop.plots import (
+    plot_delta_norms,
+    plot_examples,
+    plot_filters,
+    plot_flow,
+    plot_learning,
+    plot_lines,
+    plot_outer,
+    plot_panel,
+    plot_privacy,
+    plot_weights,
+)
 from jbackprop.quantities.batch_size import (
     inner_product_test,
     norm_test,
@@ -197,7 +208,16 @@ __all__ = [
     "observe_all",
     "orthogonality_test",
     "pad_batch",
+    "plot_delta_norms",
+    "plot_examples",
+    "plot_filters",
+    "plot_flow",
+    "plot_learning",
+    "plot_lines",
+    "plot_outer",
     "plot_panel",
+    "plot_privacy",
+    "plot_weights",
     "poisson_sample",
     "predict",
     "propagate",

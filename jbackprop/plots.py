@@ -1,137 +1,22 @@
-"""Pictures of what the library returns. They need matplotlib: the extra `experiments`."""
+"""Pictures of what the library returns. They need matplotlib: the extra `plots`.
 
-from typing import Any
+Each takes arrays and returns a matplotlib figure; none opens a window. All can be read in grey.
+"""
 
-import numpy as np
+from jbackprop.drawing.flow import plot_delta_norms, plot_flow
+from jbackprop.drawing.learning import plot_examples, plot_learning, plot_lines, plot_privacy
+from jbackprop.drawing.panel import plot_panel
+from jbackprop.drawing.weights import plot_filters, plot_outer, plot_weights
 
-from jbackprop.quantities.diagnostics import Panel
-
-_BLUE = "#2b6cb0"
-# Looks, and nothing that the picture says.
-_STYLE: Any = {
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e4e7eb",
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-}
-
-
-def smooth(values: Any, steps: int) -> np.ndarray:
-    """The mean over the last `steps` values along the first axis, or over as many as there are."""
-    values = np.asarray(values, float)
-    known = np.isfinite(values)
-    totals = (np.cumsum(v, axis=0) for v in (np.where(known, values, 0), known))
-    sums, counts = (
-        total - np.concatenate([np.zeros((steps, *total.shape[1:])), total])[: len(total)]
-        for total in totals
-    )
-    return sums / np.maximum(counts, 1)
-
-
-def plot_panel(panel: Panel, *, figure: Any = None, over: int | None = None) -> Any:
-    """One page of a `Panel` over steps: what the gradients of a training run were like.
-
-    Cost; noise scale, as tr Σ / |G|² of running means, beside the batch size; how the norms of the
-    examples' gradients are spread; variance and ‖δ^l‖ by layer; the three tests of the batch's
-    size; dead and saturated units; how far a step moves each layer.
-
-    Args:
-        panel: stacked over steps, as `train_epoch` returns it under `observe=observe_all(net)`.
-        figure: a matplotlib figure or subfigure to draw into; by default a new one.
-        over: steps that a running mean takes in; by default a fiftieth of all.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: panel holds a single step.
-    """
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "plot_panel needs matplotlib: pip install 'jbackprop[experiments]'"
-        ) from error
-
-    panel = Panel._make(panel)
-    cost = np.asarray(panel.cost, float)
-    if cost.ndim != 1 or len(cost) < 2:
-        raise ValueError(f"panel: expected an axis of at least 2 steps, got {cost.shape}")
-    over = over or max(1, len(cost) // 50)
-    with plt.rc_context(_STYLE):
-        if figure is None:
-            figure = plt.figure(figsize=(12, 8.5), dpi=130, layout="constrained")
-        _draw(panel, figure.subplots(3, 3), over)
-    return figure
-
-
-def _draw(panel: Panel, grid: Any, over: int) -> None:
-    layers = [f"layer {l + 1}" for l in range(panel.variance.shape[-1])]
-    running = lambda values: smooth(values, over)
-    _lines(grid[0, 0], running(panel.cost), "mean cost C")
-
-    # over more steps, since |G|² of a single batch is mostly noise
-    trace, squared = (
-        smooth(v, 5 * over) for v in (panel.noise.trace, panel.noise.squared_gradient)
-    )
-    present = np.asarray(panel.norms) > 0
-    batch, axes = present.sum(-1).max(), grid[0, 1]
-    scale = trace / np.where(squared > 0, squared, np.nan)
-    _lines(axes, scale, "examples in a batch that would be worth it")
-    axes.lines[0].set(color=_BLUE, label="noise scale tr Σ / |G|²")
-    axes.axhline(batch, color="#dd6b20", linestyle="--", label=f"batch size {batch}")
-    axes.legend()
-
-    norms, axes = np.where(present, panel.norms, np.nan), grid[0, 2]
-    with np.errstate(all="ignore"):
-        cuts = np.nanquantile(norms, (0.05, 0.25, 0.5, 0.75, 0.95), axis=1)
-    low, quarter, middle, three, high = (running(cut) for cut in cuts)
-    _lines(axes, middle, "norm ‖g$_i$‖ over the examples of a batch")
-    axes.lines[0].set(color=_BLUE, label="median")
-    steps = axes.lines[0].get_xdata()
-    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="90 %")
-    axes.fill_between(steps, quarter, three, color=_BLUE, alpha=0.3, linewidth=0, label="50 %")
-    axes.legend()
-
-    _lines(grid[1, 0], running(panel.variance), "variance tr Σ$^l$ by layer", layers)
-    _lines(grid[1, 1], running(panel.delta.mean), "mean ‖δ$^l$‖", layers)
-    moved = running(panel.update_ratio)
-    _lines(grid[1, 2], moved, "update / weight, ‖Δθ$^l$‖ / ‖θ$^l$‖", layers)
-    tests = [panel.norm_test, panel.inner_product_test, panel.orthogonality_test]
-    names = ["norm", "inner product", "orthogonality"]
-    tests = running(np.stack(tests, -1))
-    _lines(grid[2, 0], tests, "tests of the batch's size (θ², ν²)", names)
-    grid[2, 0].axhline(1, color="#9aa5b1", linewidth=1)
-    _lines(grid[2, 1], running(panel.gradient_norm), "‖ḡ$^l$‖", layers)
-    shares = 100 * np.concatenate([panel.units.saturated, panel.units.dead], -1)
-    if shares.size:
-        names = [f"{l}: {kind}" for kind in ("flat", "dead") for l in layers[:-1]]
-        _lines(grid[2, 2], running(shares), "units with f' ≈ 0 (%)", names, log=False)
-        grid[2, 2].set_ylim(0, max(5, 1.2 * shares.max()))
-    else:
-        grid[2, 2].set_axis_off()
-    for axes in grid[2]:
-        axes.set_xlabel("step")
-
-
-def _lines(axes: Any, values: Any, title: str, names: Any = None, *, log: bool = True) -> None:
-    """A line over steps 1, 2, … for each column, from dark to light."""
-    from matplotlib import colormaps
-
-    values = values.reshape(len(values), -1)
-    colors = colormaps["viridis"](np.linspace(0, 0.85, values.shape[1]))
-    for column, color in enumerate(colors):
-        label = None if names is None else names[column]
-        axes.plot(1 + np.arange(len(values)), values[:, column], color=color, label=label)
-    axes.set_title(title)
-    if log:
-        axes.set_yscale("log")
-    if names is not None:
-        axes.legend(ncols=2 if len(names) > 3 else 1)
+__all__ = [
+    "plot_delta_norms",
+    "plot_examples",
+    "plot_filters",
+    "plot_flow",
+    "plot_learning",
+    "plot_lines",
+    "plot_outer",
+    "plot_panel",
+    "plot_privacy",
+    "plot_weights",
+]

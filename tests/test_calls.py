@@ -12,6 +12,7 @@ import pytest
 from helpers import assert_close, problem
 
 import jbackprop as jb
+from jbackprop import plots
 
 NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
 PARAMS, X, T = problem(NET, batch=7)
@@ -75,7 +76,7 @@ CALLS = {
     "observe_all": lambda: jb.observe_all(NET)(FACTORS, STATE, MEAN),
     "orthogonality_test": lambda: jb.orthogonality_test(FACTORS),
     "pad_batch": lambda: jb.pad_batch(X, T, 8),
-    "plot_panel": None,  # draws
+    **dict.fromkeys(plots.__all__),  # they draw
     "poisson_sample": lambda: jb.poisson_sample(KEY, 100, 0.1, 50),
     "predict": lambda: jb.predict(NET, PARAMS, X),
     "propagate": lambda: jb.propagate(NET, PARAMS, TAPE, T[0]),

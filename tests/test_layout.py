@@ -12,7 +12,7 @@ PACKAGE = Path(jbackprop.__file__).parent
 README = Path(__file__).parents[1] / "README.md"
 MAP = re.findall(r"\]\(jbackprop/(\S+\.py)\) \|", README.read_text(encoding="utf-8"))
 FILES = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
-ROOMS = ["conversion", "verification", "training", "quantities", "core"]  # from the top
+ROOMS = ["conversion", "drawing", "verification", "training", "quantities", "core"]  # from the top
 
 
 def imported(source):

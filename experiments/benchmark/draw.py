@@ -3,19 +3,19 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.benchmark.report import _group_order
-from experiments.common.figures import BLUE, INK, ORANGE, SOFT
+from jbackprop.drawing.style import BLUE, INK, ORANGE, SOFT, in_order, paper, picture
 
 
+@picture
 def peers(path: Path, results: dict[str, Any]) -> None:
     """Time of a step relative to ours, for the best form of every peer at every size."""
     tables = {n.split()[0]: t for n, t in results["steps"].items() if "tanh sgd float32" in n}
     groups = sorted({g for t in tables.values() for g in t["best"]}, key=_group_order)[1:]
-    figure, axes = plt.subplots(figsize=(9, 0.42 * len(groups) + 1.6), layout="constrained")
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.85, len(tables)))
+    figure = paper(None, 9, 0.42 * len(groups) + 1.6)
+    axes, colors = figure.subplots(), in_order(len(tables))
     for (name, table), color in zip(tables.items(), colors, strict=True):
         xs, ys = [], []
         for y, group in enumerate(groups):
@@ -33,15 +33,14 @@ def peers(path: Path, results: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     figure.legend(ncols=len(tables), loc="outside lower center")
     figure.savefig(path)
-    plt.close(figure)
 
 
+@picture
 def growth(path: Path, results: dict[str, Any]) -> None:
     """Above, time as width, depth, batch and dataset grow, and compile time; below, memory."""
     panels = list(results["growth"].items())
-    figure, grid = plt.subplots(
-        2, len(panels) + 1, figsize=(2.5 * (len(panels) + 1), 4.8), layout="constrained"
-    )
+    figure = paper(None, 2.5 * (len(panels) + 1), 4.8)
+    grid = figure.subplots(2, len(panels) + 1)
     for (above, below), (axis, g) in zip(grid.T, panels, strict=False):
         above.set_title(f"{axis}: time ∝ n$^{{{g['exponent']:.2f}}}$")
         _line(above, g["sizes"], np.multiply(g["seconds"], 1e3), BLUE)
@@ -61,7 +60,6 @@ def growth(path: Path, results: dict[str, Any]) -> None:
     above.legend(loc="upper left")
     grid[1, -1].set_axis_off()
     figure.savefig(path)
-    plt.close(figure)
 
 
 def _line(axes: Any, sizes: Any, values: Any, color: str, label: str | None = None) -> None:

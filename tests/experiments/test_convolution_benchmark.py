@@ -11,6 +11,7 @@ import pytest
 
 import jbackprop as jb
 from experiments.benchmark import convolution, report
+from experiments.benchmark.compare import GradientsDiffer
 from experiments.benchmark.peers.spatial import case
 from jbackprop import Conv, MaxPool
 
@@ -34,6 +35,23 @@ def test_every_peer_that_is_installed_has_our_gradient(capsys):
     assert groups >= {"ours", "jax.grad"}
     for name, group in (("flax", "Flax"), ("equinox", "Equinox"), ("torch", "PyTorch")):
         assert (group in groups) != (f"conv_{name}: skipped" in said)
+
+
+def test_a_batch_on_which_rounding_decides_is_not_the_first(monkeypatch, capsys):
+    of = case("toy", NET, 3, 3)
+
+    def differs(turned, wrong=(0,)):
+        if any((turned.x[0] == of.x[i]).all() for i in wrong):
+            raise GradientsDiffer("a peer")
+
+    monkeypatch.setattr(convolution, "candidates", differs)
+    found = convolution.settled(of)
+    np.testing.assert_array_equal(found.x[0], of.x[2])
+    np.testing.assert_array_equal(found.labels[0], of.labels[2])
+    assert "batch 0: a peer" in capsys.readouterr().err
+    monkeypatch.setattr(convolution, "candidates", lambda turned: differs(turned, (0, 1, 2)))
+    with pytest.raises(GradientsDiffer):
+        convolution.settled(of)
 
 
 def test_steps_are_timed_beside_ours():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jbackprop as jb
-from jbackprop.plots import smooth
+from jbackprop.drawing.panel import smooth
 from jbackprop.quantities.diagnostics import Spread, Units
 
 mpl.use("Agg")

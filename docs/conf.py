@@ -1,0 +1,47 @@
+"""How the pages are built; what they show is made first, by `docs/make_pages.py`."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tools")]
+
+import make_pages
+import render
+from sphinx.util.docutils import SphinxTranslator
+
+import jbackprop
+
+project = "jbackprop"
+author = "The jbackprop authors"
+release = jbackprop.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+suppress_warnings = []
+exclude_patterns = ["generated/reference.md", "_build"]
+html_theme = "furo"
+html_title = "jbackprop"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_math_renderer = "mathml"
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+default_role = "code"
+nitpicky = False
+
+
+def _inline(self: SphinxTranslator, node) -> None:
+    self.body.append(render.equation(node.astext(), {}))
+    raise make_pages.skip()
+
+
+def _block(self: SphinxTranslator, node) -> None:
+    self.body.append(render.equation(node.astext(), {"display_mode": True}))
+    raise make_pages.skip()
+
+
+def setup(app) -> None:
+    make_pages.write(Path(__file__).parent / "generated")
+    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("autodoc-process-docstring", make_pages.as_text, priority=400)  # before napoleon
