@@ -71,8 +71,8 @@ def to_torch(net: Network, params: Any) -> Any:
         params: (w^l, b^l) per layer.
 
     Returns:
-        The module, for batches, channels first. Without a last softmax, `module[:-1]`, it gives
-        what `torch.nn.CrossEntropyLoss` takes. A padding that PyTorch's layer cannot do itself is a
+        The module, for batches, channels first. Without its last softmax it gives what
+        `torch.nn.CrossEntropyLoss` takes. A padding that PyTorch's layer cannot do itself is a
         module before it. `from_torch` gives the network back, "SAME" as numbers where it was one of
         a stride or a maximum.
 

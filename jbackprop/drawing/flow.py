@@ -73,7 +73,7 @@ def _draw(axes: Any, values: Any, name: str) -> None:
     image = values.ndim > 1
     shown = values if image else values[None]
     shape: Any = None if image else "auto"
-    if name == "x":
+    if name == "x" and (image or values.min() >= 0):
         axes.imshow(shown, cmap="gray_r", aspect=shape)
     elif image:
         axes.imshow(shown, cmap="magma_r", vmin=0)

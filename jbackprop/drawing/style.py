@@ -71,7 +71,7 @@ def in_order(count: int) -> Any:
     """A colour for each of so many, from dark to light."""
     from matplotlib import colormaps
 
-    return colormaps["viridis"](np.linspace(0, 0.85, max(count, 1)))
+    return colormaps["viridis"](np.linspace(0, 0.8, max(count, 1)))
 
 
 def signed() -> Any:

@@ -125,7 +125,7 @@ def plot_outer(delta: Any, a: Any, *, title: str = "", figure: Any = None) -> An
         if value.ndim != 1:
             raise ValueError(f"{name}: expected a vector, got shape {value.shape}")
     n, m = len(delta), len(a)
-    figure = paper(figure, min(9, 0.75 * (2 * m + 1) + 1.6), min(5, 0.55 * n + 0.8))
+    figure = paper(figure, min(9, 0.75 * (2 * m + 1) + 1.6), min(6, 0.75 * n + 0.9))
     widths = [m, max(1, m / 8), m]
     axes = figure.subplots(1, 3, width_ratios=widths)
     parts = (np.outer(delta, a), "∂C/∂w  ="), (delta[:, None], "δ  ×"), (a[None], "aᵀ")
