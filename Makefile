@@ -74,6 +74,7 @@ interop: $(STAMP) ## models from and to PyTorch, Equinox, Flax and scikit-learn:
 	@set -e; for file in experiments/interop/from_*.py; do \
 	name=$$(basename $$file .py); echo "example: $$name"; $(QUICK) $(RUN) -m experiments.interop.$$name; done
 	$(QUICK) $(RUN) -m pytest -q tests/test_convert.py
+	$(QUICK) $(RUN) -m pytest -q tests/test_docs.py -k "runs and from_"
 
 mutants: $(STAMP) ## plant every one-line fault by turns: which do the tests not find? (hours; goes on where it was)
 	$(QUICK) $(RUN) -m tests.planted map
@@ -115,7 +116,7 @@ walkthrough: $(VENV)/.docs ## the slides with every number, as one page (build/w
 
 docs: $(VENV)/.docs ## the documentation (build/docs/index.html): no warning, every block of code run
 	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
-	$(RUN) -m pytest -q tests/test_docs.py
+	$(RUN) -m pytest -q tests/test_docs.py tests/test_render.py
 
 lint: $(STAMP) ## ruff: rules and format
 	$(RUN) -m ruff check .

@@ -14,6 +14,7 @@ from maps import Banded, Circulant, doubled
 
 import jbackprop as jb
 from jbackprop import Conv, Dense, MaxPool, MeanPool
+from jbackprop.core.summary import brief
 
 SIGN = jb.Rule("sign", lambda s: (jax.tree.map(jnp.sign, s.w).T @ s.delta) * s.slope)
 
@@ -320,3 +321,16 @@ def test_networks_are_equal_by_value_and_know_their_shapes():
     assert net != jb.Network((*sizes[:-2], 33, 10))
     assert jb.Network(((4,), Dense(3))) == jb.Network((4, 3))
     assert (jb.Network((4, 3)).flat, net.flat) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [(MeanPool(2), "MeanPool(2)"), (MeanPool(), "MeanPool()"), (MaxPool(2), "MaxPool(2)"),
+     (MeanPool(3, stride=2), "MeanPool(3, stride=2)"), (Conv(4, 3), "Conv(4, 3)"),
+     (MaxPool(3, stride=2, padding="SAME"), "MaxPool(3, stride=2, padding='SAME')"),
+     (Conv(4, (3, 1), stride=2, padding=1), "Conv(4, (3, 1), stride=2, padding=1)")],
+    ids=str,
+)  # fmt: skip
+def test_an_entry_is_printed_as_one_would_write_it(entry, said):
+    assert brief(entry) == said
+    assert eval(said) == entry

@@ -45,7 +45,7 @@ def brief(entry: Any) -> str:
     given = {f.name: getattr(entry, f.name) for f in listed}
     for f in listed:
         others = {name: value for name, value in given.items() if name != f.name}
-        if f.default is not MISSING and kind(**others) == entry:
+        if f.default is not MISSING and _made(kind, others) == entry:
             given = others
     told = [
         f"{f.name}={given[f.name]!r}" if f.kw_only else repr(given[f.name])
@@ -53,6 +53,14 @@ def brief(entry: Any) -> str:
         if f.name in given
     ]
     return f"{kind.__name__}({', '.join(told)})"
+
+
+def _made(kind: Any, given: dict[str, Any]) -> Any:
+    """A record of these fields, or None where they do not go together: a stride without a size."""
+    try:
+        return kind(**given)
+    except (TypeError, ValueError):
+        return None
 
 
 def _by(shape: Shape) -> str:
