@@ -76,7 +76,7 @@ MUTANTS = {
         "spread", "jnp.sum(p**2), rest", "1 / jnp.sum(p > 0), rest"),
     "the mean's square not taken off": (
         "moments", "Layer(w - g.w**2, b - g.b**2), Layer(one", "Layer(w, b), Layer(one"),
-    "weights not in A": ("statistics", "p[:, None] * v", "p[:1, None] * v"),
+    "weights not in A": ("matrices", "expand_dims(p, range(1, v.ndim)) * v", "ones_like(v) * v"),
     "clipped by the square": (
         "clipping", "jnp.where(inside, 1, norms))", "jnp.where(inside, 1, norms**2))"),
     "small gradients clipped too": ("clipping", "inside = norms <= max_norm", "inside = norms < 0"),
@@ -118,7 +118,7 @@ MUTANTS = {
     "a slice of w counted twice": (
         "matrices", "cut = lambda v, i: jax", "cut = lambda v, i: 2**0.5 * jax"),
     "squares without their weights": (
-        "matrices", "share * jnp.square(w * (of_delta", "jnp.square(w * (of_delta"),
+        "layers", "jnp.tensordot(p, v, 1,", "jnp.tensordot(jnp.ones_like(p) / len(p), v, 1,"),
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
