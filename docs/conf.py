@@ -1,6 +1,7 @@
 """How the pages are built; what they show is made first, by `docs/make_pages.py`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -8,6 +9,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tools")]
 
 import make_pages
 import render
+from docutils import nodes
 from sphinx.util.docutils import SphinxTranslator
 
 import jbackprop
@@ -18,7 +20,6 @@ release = jbackprop.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = []
 exclude_patterns = ["generated/reference.md", "_build"]
 html_theme = "furo"
 html_title = "jbackprop"
@@ -29,20 +30,15 @@ napoleon_use_ivar = True  # fields are no objects of their own
 napoleon_attr_annotations = False
 autodoc_typehints = "none"
 default_role = "code"
-nitpicky = False
 
 
-def _inline(self: SphinxTranslator, node) -> None:
-    self.body.append(render.equation(node.astext(), {}))
-    raise make_pages.skip()
-
-
-def _block(self: SphinxTranslator, node) -> None:
-    self.body.append(render.equation(node.astext(), {"display_mode": True}))
-    raise make_pages.skip()
+def _equation(self: SphinxTranslator, node: nodes.Element, *, block: bool = False) -> None:
+    self.body.append(render.equation(node.astext(), {"display_mode": block}))
+    raise nodes.SkipNode
 
 
 def setup(app) -> None:
     make_pages.write(Path(__file__).parent / "generated")
-    app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    block = partial(_equation, block=True)
+    app.add_html_math_renderer("mathml", (_equation, None), (block, None))
     app.connect("autodoc-process-docstring", make_pages.as_text, priority=400)  # before napoleon

@@ -50,8 +50,6 @@ def activations() -> str:
         if isinstance(value, kind)
     )
     head = "| name | formula | elsewhere |\n| --- | --- | --- |\n"
-    names = [n for n, v in public.items() if isinstance(v, jb.Activation)]
-    listed = ", ".join(names)
     return (
         "# Activations and costs\n\n"
         "Each has its derivative by hand, compared with differences and with autodiff. "
@@ -62,8 +60,7 @@ def activations() -> str:
         "`check_derivatives` compares.\n\n"
         f"## Costs\n\nOf one example.\n\n{head}{table(jb.Cost)}\n\n"
         "With another constant: `huber_of(delta)`. One of your own is `Cost(name, value, grad)`: "
-        "[a worked example](../howto/regression.md).\n\n"
-        f"All activations: {listed}.\n"
+        "[a worked example](../howto/regression.md).\n"
     )
 
 
@@ -152,10 +149,3 @@ def as_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
 def _escaped(text: str) -> str:
     text = re.sub(r"([*|\\])", r"\\\1", text)
     return re.sub(r"(?<=\w)_(?=\W|$)", r"\\_", text)
-
-
-def skip() -> Exception:
-    """What ends a node whose children are not to be visited."""
-    from docutils.nodes import SkipNode
-
-    return SkipNode()
