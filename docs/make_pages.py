@@ -101,9 +101,8 @@ def reference() -> str:
         parts.append(f"## {title}\n")
         for name in names:
             value = getattr(jb, name)
-            kind = "class" if inspect.isclass(value) else "function" if callable(value) else "data"
-            if not hasattr(value, "__name__") and kind == "function":
-                kind = "data"
+            named = "function" if hasattr(value, "__name__") else "data"
+            kind = "class" if inspect.isclass(value) else named
             parts.append(f"```{{eval-rst}}\n.. auto{kind}:: jbackprop.{name}\n```\n")
     return "\n".join(parts)
 
