@@ -14,7 +14,7 @@ import numpy as np
 
 INK, SOFT, GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
 BLUE, ORANGE = "#2b6cb0", "#dd6b20"
-DASHES = "-", "--", "-.", ":"
+DASHES = "-", "--", "-.", ":", (0, (9, 2)), (0, (6, 1, 1, 1, 1, 1))
 # Looks, and nothing that a picture says.
 _STYLE: Any = {
     "axes.edgecolor": SOFT,

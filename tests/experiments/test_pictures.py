@@ -238,8 +238,10 @@ def test_colours_keep_their_order_in_grey():
 
 
 def test_few_lines_have_dashes_of_their_own():
-    (axes,) = jb.plot_lines({name: [1, 2] for name in "abcd"}).axes
-    assert len({line.get_linestyle() for line in axes.lines}) == 4
+    (axes,) = jb.plot_lines({name: [1, 2] for name in "abcdef"}).axes
+    # what a custom pattern is, only the line itself keeps
+    patterns = {str(line._unscaled_dash_pattern) for line in axes.lines}
+    assert len(patterns) == 6
 
 
 NOT_SO = {
