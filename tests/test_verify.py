@@ -107,6 +107,12 @@ def wrong_pool(pool):
     return Wrong(pool.size)
 
 
+def first_of_sixteen(self, u, e):
+    """Wrong at one position, which is the largest of its window in one input of sixteen."""
+    right = jb.MaxPool(16).transpose(u, e)
+    return right.at[(0,) * right.ndim].multiply(-1.5)
+
+
 def wrong_map(linear, **methods):
     kind = type(linear)
     fields = {f.name: getattr(linear, f.name) for f in dataclasses.fields(kind)}
@@ -123,6 +129,10 @@ def half_summed(self, c, delta, a):
 
 def twice_the_rows(self, a):
     return 2 * jb.Conv(3, 2).rows(a)
+
+
+def rows_of_another(self, a):
+    return jnp.roll(jb.Conv(3, 2).rows(a), 1, axis=0)
 
 
 def and_one(self, w, a):
@@ -156,6 +166,13 @@ WRONG = {
     "rows of a convolution": (
         jb.Network(((6, 2), wrong_map(jb.Conv(3, 2), rows=twice_the_rows), 2)),
         "rows of layer 1, WrongConv"),
+    "rows that apply uses": (
+        jb.Network(((6, 1), wrong_map(jb.Conv(3, 2), rows=rows_of_another), 2)),
+        "apply or rows of layer 1, WrongConv"),
+    "a pooling at one position": (
+        jb.Network(
+            ((18, 2), jb.Conv(3, 3), wrong_map(jb.MaxPool(16), transpose=first_of_sixteen), 2)),
+        "transpose of layer 1, WrongMaxPool"),
     "a pooling": (
         jb.Network(((6, 2), jb.Conv(3, 2), wrong_pool(jb.MaxPool(2)), 2)),
         "transpose of layer 1, Wrong"),
