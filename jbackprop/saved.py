@@ -24,7 +24,7 @@ FORMAT = 1
 
 
 def save(path: Any, net: Network, params: Any) -> None:
-    """Writes net and params to one `.npz`, whole or not at all.
+    """Writes a network and its parameters to one `.npz`, whole or not at all.
 
     Args:
         path: of the file; what stands there is replaced at the end, in one stroke.

@@ -14,7 +14,8 @@ def _activation(name: str, f: Any, df: Any, formula: str, elsewhere: str) -> Act
 
 
 def leaky_relu_of(slope: Any) -> Activation:
-    """z for z ≥ 0 and slope · z below: `leaky_relu` is the one of 0.01.
+    """The leaky ReLU of another slope:
+    z for z ≥ 0 and slope · z below. `leaky_relu` is the one of 0.01.
 
     Raises `ValueError` where slope is no finite number.
 
@@ -35,7 +36,7 @@ def leaky_relu_of(slope: Any) -> Activation:
 
 
 def elu_of(alpha: Any) -> Activation:
-    """z for z > 0 and α (e^z - 1) below: `elu` is the one of α = 1.
+    """The ELU of another constant: z for z > 0 and α (e^z - 1) below. `elu` is the one of α = 1.
 
     Raises `ValueError` where alpha is no finite number.
 

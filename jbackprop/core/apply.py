@@ -28,7 +28,8 @@ def apply(
     feedback: Any = None,
     key: Any = None,
 ) -> Float[Array, "*batch n_out"]:
-    """y = a^L, differentiable by `jax.grad` through our recursion, in the params and in x.
+    """The network as a function y = a^L inside any program:
+    its `jax.grad` is our recursion, in the params and in x.
 
         ∂C/∂w^l = Σ_i δ_i^l (a_i^{l-1})ᵀ,   ∂C/∂x_i = (w^1)ᵀ δ_i^1
 

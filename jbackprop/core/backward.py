@@ -108,7 +108,8 @@ def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Arra
 
 
 def gradients(tape: Tape, deltas: Deltas, maps: Any = ()) -> Params:
-    """The outer products of the last slide: ∂C/∂w^l = δ^l (a^{l-1})ᵀ and ∂C/∂b^l = δ^l.
+    """The gradient of ONE example, the outer products of the last slide:
+    ∂C/∂w^l = δ^l (a^{l-1})ᵀ and ∂C/∂b^l = δ^l.
 
     A network that is not `flat` needs its `net.maps`: with them they are summed over positions.
 

@@ -42,7 +42,8 @@ def as_batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Batch
 
 
 def pad_batch(x: Any, t: Any, size: Any, *, weight: Any = None) -> tuple[Any, Any, Any]:
-    """(x, t, weight) with rows of zeros and of weight 0 up to `size`: ragged batches compile once.
+    """Makes ragged batches one shape, which compiles once:
+    (x, t, weight) with rows of zeros and of weight 0 up to `size`.
 
     Args:
         x: inputs, of shape (B, …).

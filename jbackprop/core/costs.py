@@ -70,7 +70,8 @@ def _d_log_cosh(y: Y, t: Y) -> Y:
 
 
 def huber_of(delta: Any) -> Cost:
-    """Σ_k of ½ e² where |e| ≤ δ and δ (|e| - ½ δ) beyond, e = y - t: `huber` is the one of δ = 1.
+    """The Huber cost of another δ:
+    Σ_k of ½ e² where |e| ≤ δ and δ (|e| - ½ δ) beyond, e = y - t. `huber` is the one of δ = 1.
 
     Raises `ValueError` where delta is no finite number above 0.
 

@@ -19,7 +19,8 @@ _TOLERANCE = 1e-6
 
 
 def check_derivatives(record: Any) -> None:
-    """Compares f' with f, `pull` with f's Jacobian, or ∇_y C with C, in float64.
+    """Tests a derivative by hand:
+    f' against f, `pull` against f's Jacobian, or ∇_y C against C, in float64.
 
     At a few hundred points up to 50 from 0, most of them near it; where a function is no number (a
     logarithm below 0) it is not compared. Points are drawn, so that none lies at a kink, where a

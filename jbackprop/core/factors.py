@@ -65,7 +65,8 @@ def backprop(
     feedback: Any = None,
     key: Any = None,
 ) -> Factors:
-    """The forward and backward pass of a batch: the recursion of `backward.py` under `jax.vmap`.
+    """The pass of a batch that keeps every example's δ and a:
+    the recursion of `backward.py` under `jax.vmap`.
 
     Args:
         net: the network.

@@ -29,7 +29,8 @@ from jbackprop.core.windows import Shape, Windows, as_padding, as_whole, as_whol
 
 @dataclass(frozen=True)
 class Dense:
-    """w^l as a matrix, (n, n_{l-1}): every output sees every input. An int n in `sizes` is this.
+    """A dense layer:
+    w^l is a matrix, (n, n_{l-1}), every output sees every input. An int n in `sizes` is this.
 
     Attributes:
         n: outputs.
@@ -74,7 +75,8 @@ class Dense:
 
 @dataclass(frozen=True)
 class Conv:
-    """w^l as a kernel, (n, *kernel, channels): the same small matrix at every position. 1-D to 3-D.
+    """A convolution in 1 to 3 dimensions:
+    one small matrix w^l, (n, *kernel, channels), used at every position.
 
     Inputs have the shape (*positions, channels), which says how many dimensions there are, and
     z^l the shape (*positions, n). As everywhere in this field it is a correlation: no kernel is

@@ -30,8 +30,8 @@ from jbackprop.core.windows import Shape
 
 
 class Layer(NamedTuple):
-    """w^l of shape (n_l, n_{l-1}), of a convolution (n_l, *kernel, channels), and b^l of shape
-    (n_l,); or a gradient with respect to them."""
+    """One layer's parameters (w^l, b^l), or a gradient with respect to them:
+    (n_l, n_{l-1}), of a convolution (n_l, *kernel, channels), and (n_l,)."""
 
     w: Float[Array, "..."]
     b: Float[Array, "*batch _"]
@@ -41,7 +41,7 @@ Params = tuple[Layer, ...]
 
 
 class Tape(NamedTuple):
-    """What the forward pass leaves for the backward pass.
+    """What the forward pass keeps for the backward pass.
 
     Attributes:
         z: the weighted inputs (z^1 … z^L), z^l of shape (n_l,), of a convolution (*positions, n_l).
@@ -186,7 +186,7 @@ def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
 def init(
     net: Network, key: Any, *, initializer: Initializer | None = None, dtype: Any = jnp.float32
 ) -> Params:
-    """Draws w^l and sets b^l = 0.
+    """Parameters to start from: draws w^l and sets b^l = 0.
 
     Args:
         net: the network.

@@ -37,7 +37,8 @@ class Pool(Protocol):
 
 @dataclass(frozen=True)
 class MaxPool:
-    """The largest of every window. Of equal ones the first counts, as elsewhere in this field.
+    """A pooling:
+    the largest of every window. Of equal ones the first counts, as elsewhere in this field.
 
     Attributes:
         size: of a window: a number for all dimensions, or one each.
@@ -115,7 +116,8 @@ def _largest(entries: list[Array]) -> Array:
 
 @dataclass(frozen=True)
 class MeanPool:
-    """The mean of every window; without a size, of all positions: one number for each channel.
+    """A pooling:
+    the mean of every window; without a size, of all positions: one number for each channel.
 
     Attributes:
         size, stride: as in `MaxPool`. There is no padding.

@@ -81,7 +81,7 @@ class _Record:
 
 @dataclass(frozen=True, repr=False)
 class Activation(_Record):
-    """f and f'. Your own is a record of two functions of z and nothing else.
+    """An activation function f and its derivative f': ours, or your own, two functions of z.
 
     Attributes:
         name: what tables, figures and errors call it.
@@ -164,7 +164,7 @@ class Activation(_Record):
 
 @dataclass(frozen=True, repr=False)
 class Cost(_Record):
-    """C and ∇_y C of one example. Your own is a record of two functions of (y, t) and nothing else.
+    """A cost C of one example and its derivative ∇_y C: ours, or your own, two functions of (y, t).
 
     Attributes:
         name: what tables, figures and errors call it.

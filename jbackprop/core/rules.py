@@ -13,7 +13,7 @@ from jbackprop.core.arrays import fitted
 
 
 class Signal(NamedTuple):
-    """All that reaches hidden layer l on the way back, of ONE example.
+    """What a rule is given at hidden layer l: all that reaches it on the way back, of ONE example.
 
     Attributes:
         w: w^{l+1}, (n_{l+1}, n_l): what `.T @` can be asked of. Where a convolution or a pooling

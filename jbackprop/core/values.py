@@ -11,7 +11,7 @@ from jbackprop.core.costs import binary_cross_entropy, cross_entropy
 
 
 def check_batch(net: Sized, x: Any, t: Any) -> None:
-    """Looks at the values of a batch, on the host: once, before training.
+    """Finds what is wrong with the values of a batch, on the host: once, before training.
 
     Args:
         net: the network.

@@ -33,8 +33,9 @@ from jbackprop.core.rules import Rule
 )
 @dataclass(frozen=True, eq=False)
 class Pull:
-    """∂C_i/∂y_i, (B, n_L), to `Factors`, at the pass that it came from. A pytree, like the function
-    that `jax.vjp` returns, so that it passes a `jax.jit` border."""
+    """What `vjp` gives beside y: called with ∂C_i/∂y_i, (B, n_L), it gives `Factors`, at the
+    pass that it came from. A pytree, like the function that `jax.vjp` returns, so that it passes
+    a `jax.jit` border."""
 
     net: Network
     rule: Rule
@@ -81,7 +82,8 @@ def vjp(
     feedback: Any = None,
     key: Any = None,
 ) -> tuple[Float[Array, "B n_out"], Pull]:
-    """y_i, and the function that takes ∂C_i/∂y_i back: `jax.vjp` that keeps the examples apart.
+    """The pass under a loss of your own:
+    y_i, and the function that takes ∂C_i/∂y_i back; `jax.vjp` that keeps the examples apart.
 
     A loss of your own, of whatever there is beside y, gives ∂C_i/∂y_i; then norms, clipping and
     every other quantity of its examples' gradients are those of the factors. Where your loss is a
@@ -120,7 +122,8 @@ def vjp(
 
 
 def input_gradient(net: Network, params: Any, factors: Factors) -> Float[Array, "B *in_shape"]:
-    """∂C_i/∂x_i = (w^1)ᵀ δ_i^1 of every example: what it would take to change each input.
+    """The gradient in the inputs:
+    ∂C_i/∂x_i = (w^1)ᵀ δ_i^1 of every example, what it would take to change each input.
 
     Under another rule it is the same of that rule's δ^1.
 

@@ -99,7 +99,8 @@ def _sizes(delta: np.ndarray) -> np.ndarray:
 
 @picture
 def plot_delta_norms(norms: Any, *, figure: Any = None) -> Any:
-    """‖δ^l‖ of every layer over training: the median of each epoch's steps, and the middle 80 %.
+    """How large the error was in training:
+    ‖δ^l‖ of every layer, the median of each epoch's steps, and the middle 80 %.
 
     Args:
         norms: (epochs, steps, L), the means that `delta_norms` gives in every step.

@@ -104,7 +104,8 @@ def plot_learning(
 def plot_examples(
     images: Any, t: Any, y: Any, *, title: str = "", columns: int = 6, figure: Any = None
 ) -> Any:
-    """Images, and above each what it is, what the network said of it and how surely.
+    """Images that a network was asked:
+    above each what it is, what the network said of it and how surely.
 
     What was said wrongly is in bold type.
 

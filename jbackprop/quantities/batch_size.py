@@ -49,7 +49,8 @@ Scalar = Float[Array, "*nets"]
 
 
 def norm_test(factors: Factors) -> Scalar:
-    """The variance of ḡ over its squared norm: κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖². Cost: 1."""
+    """Whether a batch is large enough:
+    the variance of ḡ over its squared norm, κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖². Cost: 1."""
     return norm_test_of(spread(factors))
 
 
@@ -60,12 +61,14 @@ def norm_test_of(found: Noise) -> Scalar:
 
 
 def inner_product_test(factors: Factors) -> Scalar:
-    """Its part along ḡ: κ/(1-κ) Σ p_i (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖⁴. Cost: ≤ 4/3."""
+    """Whether a batch is large enough along ḡ:
+    κ/(1-κ) Σ p_i (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖⁴. Cost: ≤ 4/3."""
     return split_tests(factors)[0]
 
 
 def orthogonality_test(factors: Factors) -> Scalar:
-    """Its part across ḡ: the norm test's number less the inner-product test's. Cost: ≤ 4/3.
+    """Whether a batch is large enough across ḡ:
+    the norm test's number less the inner-product test's. Cost: ≤ 4/3.
 
     Never below 0, and exact to the rounding of the norm test."""
     return split_tests(factors)[1]
@@ -137,7 +140,7 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
 
 
 def signal_to_noise(factors: Factors) -> Params:
-    """ḡ ⊙ ḡ / variance, element by element: the gradient signal-to-noise ratio. Cost: 4/3, or 8/3.
+    """The gradient signal-to-noise ratio, entry by entry: ḡ ⊙ ḡ / variance. Cost: 4/3, or 8/3.
 
     Infinite where a gradient is the same for every example, and 0 where it is 0; its cost is that
     of `variance`. Liu et al., "Understanding Why Neural Networks Generalize Well Through GSNR of
@@ -148,7 +151,8 @@ def signal_to_noise(factors: Factors) -> Params:
 
 
 def takeuchi(factors: Factors, curvature: Any = None) -> Scalar:
-    """Σ_j E[g_j²] / h_j: the Takeuchi information criterion with diagonals only. Cost: 4/3.
+    """A measure of generalisation, the Takeuchi information criterion with diagonals only:
+    Σ_j E[g_j²] / h_j. Cost: 4/3.
 
     How much the training cost understates the cost on new examples, times their number. Without a
     curvature h it is the numerator alone, tr E[g gᵀ], and costs 1: no second moment is formed.

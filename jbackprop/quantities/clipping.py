@@ -25,7 +25,8 @@ from jbackprop.quantities.norms import Lengths, lengths
 
 
 def scale(factors: Factors, c: Any) -> Factors:
-    """Example i's gradient times c_i: δ_i^l becomes c_i δ_i^l in every layer. Cost: 1.
+    """Weighs the examples' gradients:
+    g_i times c_i, for which δ_i^l becomes c_i δ_i^l in every layer. Cost: 1.
 
     In float32 at least: a float16 δ times a small c would vanish, and its example with it.
 
@@ -98,7 +99,8 @@ def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape
 
 
 def clip(factors: Factors, max_norm: Any) -> Factors:
-    """Every example's gradient norm at most max_norm: c_i = min(1, max_norm / ‖g_i‖). Cost: 1.
+    """Clips every example's gradient to a norm of at most max_norm:
+    c_i = min(1, max_norm / ‖g_i‖). Cost: 1.
 
     g_i is example i's own gradient, not w_i g_i: with weights of 0 and 1, adding or removing one
     example moves `sum_gradient` by at most max_norm, up to the rounding of that sum. Norms are
@@ -127,7 +129,8 @@ def clip(factors: Factors, max_norm: Any) -> Factors:
 
 
 def clip_layers(factors: Factors, max_norms: Any) -> Factors:
-    """Every example's gradient of layer l at most max_norms[l]: c_{il} = min(1, m_l / ‖g_i^l‖).
+    """Clips every example's gradient of layer l to at most max_norms[l]:
+    c_{il} = min(1, m_l / ‖g_i^l‖).
 
     The whole gradient's norm is then at most √Σ_l m_l². Cost: 1. Raises `ValueError` where
     max_norms is not of shape (L,), or one of them is negative or NaN (NaN where traced). McMahan et
@@ -201,7 +204,7 @@ def _bound(max_norm: Any) -> Any:
 
 
 def clipped_mean(max_norm: Any) -> ClippedMean:
-    """(factors) -> `mean_gradient` of `clip(factors, max_norm)`: to be written as `gradient=`.
+    """A `gradient=` for training: (factors) -> `mean_gradient` of `clip(factors, max_norm)`.
 
     Against outliers; it is no DP-SGD. It divides by the batch's own size, so that one example more
     or less also changes what the others count: for privacy there is `clipped_sum`, with noise.
@@ -218,7 +221,8 @@ def clipped_mean(max_norm: Any) -> ClippedMean:
 
 
 def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
-    """(factors) -> Σ_i w_i clip(g_i) / divisor, in float32 at least: to be written as `gradient=`.
+    """A `gradient=` for private training:
+    (factors) -> Σ_i w_i clip(g_i) / divisor, in float32 at least.
 
     The gradient of DP-SGD before its noise: the divisor is the *expected* size of a sample, which
     does not depend on who is in it, so that one example moves the result by at most

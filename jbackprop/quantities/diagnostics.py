@@ -32,7 +32,8 @@ from jbackprop.quantities.spread import NoiseScale, noise_scale_of, spread
 
 
 class Spread(NamedTuple):
-    """Weighted mean and standard deviation over a batch, of every layer: each of shape (L,)."""
+    """The mean and standard deviation of a number over a batch, weighted, of every layer:
+    each of shape (L,)."""
 
     mean: Float[Array, "*steps L"]
     deviation: Float[Array, "*steps L"]
@@ -40,7 +41,7 @@ class Spread(NamedTuple):
 
 @jax.jit
 def delta_norms(factors: Factors) -> Spread:
-    """Mean and spread of ‖δ_i^l‖ over the batch, of every layer, (L,)."""
+    """How large the error is in every layer: mean and spread of ‖δ_i^l‖ over the batch, (L,)."""
     return _spread_of(factors, lengths(factors).delta, shares(factors.weight))
 
 
@@ -69,7 +70,7 @@ def _spread_of(factors: Factors, norms: Float[Array, "B L"], p: Float[Array, " B
 
 
 class Units(NamedTuple):
-    """Shares of a hidden layer's units, from 0 to 1: each of shape (L - 1,).
+    """What `units` tells: shares of a hidden layer's units, from 0 to 1, each of shape (L - 1,).
 
     Attributes:
         dead: units that pass no error back for any example: |f'(z)| below the threshold for all. Of
@@ -101,7 +102,7 @@ def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
 
 
 def update_ratio(params: Any, updates: Any) -> Float[Array, " L"]:
-    """‖Δθ^l‖ / ‖θ^l‖ of every layer, (L,): how far a step moves w and b together, relatively.
+    """How far a step moves the parameters of every layer: ‖Δθ^l‖ / ‖θ^l‖, (L,), w and b together.
 
     Infinite where a layer leaves 0, and 0 where it stays there.
     """
@@ -110,7 +111,8 @@ def update_ratio(params: Any, updates: Any) -> Float[Array, " L"]:
 
 
 class Histograms(NamedTuple):
-    """Counts in every layer's bins; below the first edge and above the last come first and last.
+    """What `histograms` counts in every layer's bins;
+    below the first edge and above the last come first and last.
 
     NaN is in none of them.
 
@@ -153,7 +155,7 @@ def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
 
 
 class Panel(NamedTuple):
-    """What one step tells of itself; `train_epoch` stacks it over steps.
+    """What `observe_all` tells of one step; `train_epoch` stacks it over steps.
 
     Attributes:
         cost: mean cost, ().

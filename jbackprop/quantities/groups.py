@@ -21,7 +21,8 @@ from jbackprop.quantities.statistics import gram
 
 
 def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:
-    """Σ_{i in u} w_i g_i of every group u, with a leading axis of num_groups; 0 for an empty group.
+    """One gradient for every user or class u:
+    Σ_{i in u} w_i g_i, with a leading axis of num_groups; 0 for an empty group.
 
     One contraction a group: arithmetic, beside the pass, in proportion to num_groups. Its result is
     num_groups · P numbers, its temporaries are those of one gradient.
@@ -104,7 +105,8 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
 
 
 def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float[Array, " groups"]:
-    """‖Σ_{i in u} w_i g_i‖² of every group u, (num_groups,), from the products of its examples.
+    """Squared gradient norms of users or classes u:
+    ‖Σ_{i in u} w_i g_i‖², (num_groups,), from the products of their examples.
 
     Cost: that of `gram`, and a contraction for every group whose members cancel. Arguments and
     errors are those of `group_gradients`.
@@ -114,7 +116,7 @@ def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float
 
 
 def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) -> Factors:
-    """Every group's gradient norm at most max_norm: c_u = min(1, max_norm / ‖Σ_{i in u} w_i g_i‖).
+    """Clips the gradient of every user or class: c_u = min(1, max_norm / ‖Σ_{i in u} w_i g_i‖).
 
     With one group a user, adding or removing all of a user's examples moves `sum_gradient` by at
     most max_norm, up to the rounding of the sum of all. Cost: that of `group_squared_norms`.

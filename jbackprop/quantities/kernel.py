@@ -32,7 +32,8 @@ def empirical_ntk(
     per_output: bool = False,
     block_size: Any = 256,
 ) -> Float[Array, "..."]:
-    """Θ(x, x') = Σ_k Θ_k(x, x') for all pairs of two sets of inputs, (N, N'); or every Θ_k.
+    """The tangent kernel of two sets of inputs:
+    Θ(x, x') = Σ_k Θ_k(x, x') for all pairs, (N, N'); or every Θ_k.
 
     Blocks of block_size × block_size pairs are computed one after the other, each with a pass of
     its own, so that only the result grows with N N'.

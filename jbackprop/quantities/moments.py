@@ -37,7 +37,8 @@ from jbackprop.quantities.spread import centred, product_of_deviations
 
 @jax.jit
 def second_moment(factors: Factors) -> Params:
-    """Σ_i w_i g_i ⊙ g_i / Σ_i w_i, element by element: the mean square, not centred. Cost: 4/3.
+    """The mean square of the examples' gradients, entry by entry, not centred:
+    Σ_i w_i g_i ⊙ g_i / Σ_i w_i. Cost: 4/3.
 
     Its sum over elements is the numerator of the diagonal Takeuchi criterion: see `takeuchi`. Of a
     population it is an unbiased estimate; 0 where all weights are 0.
@@ -160,7 +161,8 @@ def _careful_variance(
 
 
 def variance(factors: Factors) -> Params:
-    """Σ_i w_i (g_i - ḡ) ⊙ (g_i - ḡ) / Σ_i w_i, element by element. Cost: 4/3, or 8/3.
+    """The variance of the examples' gradients, entry by entry:
+    Σ_i w_i (g_i - ḡ) ⊙ (g_i - ḡ) / Σ_i w_i. Cost: 4/3, or 8/3.
 
     The variance within the batch; as an estimate of a population's it is too small by the factor
     1 - 1/B (1 - κ with weights, κ as in `noise_scale`). It is the second moment minus ḡ ⊙ ḡ, unless

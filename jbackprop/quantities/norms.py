@@ -116,7 +116,8 @@ def example_norms(factors: Factors) -> Float[Array, " B"]:
 
 @jax.jit
 def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
-    """‖g_i^l‖² = ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example and layer, (B, L). Cost: 2/3.
+    """Squared gradient norms by example and layer:
+    ‖g_i^l‖² = ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²), (B, L). Cost: 2/3.
 
     Of a convolution ‖Σ_p δ_ip r_p(a_i)ᵀ‖² + ‖Σ_p δ_ip‖², at about the cost of a gradient. Infinite
     or 0 only where the square itself is out of range. Goodfellow, 2015, arXiv:1510.01799.
@@ -126,7 +127,8 @@ def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
 
 @jax.jit
 def squared_norms(factors: Factors) -> Float[Array, " B"]:
-    """‖g_i‖² = Σ_l ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²) of every example, (B,). Cost: 2/3.
+    """Squared gradient norms of all examples:
+    ‖g_i‖² = Σ_l ‖δ_i^l‖² (1 + ‖a_i^{l-1}‖²), (B,). Cost: 2/3.
 
     Of convolutions see `layer_squared_norms`. Goodfellow, 2015, arXiv:1510.01799.
 

@@ -18,7 +18,7 @@ from jbackprop.quantities.statistics import inner_products
 
 
 def grand(factors: Factors) -> Float[Array, " B"]:
-    """GraNd: ‖g_i‖, the norm of every example's gradient, (B,). Cost: 2/3.
+    """Scores examples by their gradient, GraNd: ‖g_i‖, (B,). Cost: 2/3.
 
     The paper takes its mean over several initialisations. Paul et al., "Deep Learning on a Data
     Diet", 2021, arXiv:2107.07075.
@@ -27,7 +27,7 @@ def grand(factors: Factors) -> Float[Array, " B"]:
 
 
 def el2n(factors: Factors) -> Float[Array, " B"]:
-    """EL2N: ‖y_i - t_i‖, the norm of every example's error, (B,). Cost: a forward pass.
+    """Scores examples by their error, EL2N: ‖y_i - t_i‖, (B,). Cost: a forward pass.
 
     0 in rows of weight 0. Paul et al., 2021, arXiv:2107.07075.
     """
@@ -44,7 +44,8 @@ def influence(
     *,
     block_size: Any = 1024,
 ) -> Float[Array, " N"]:
-    """TracIn: ⟨g_i, ḡ_test⟩ of every training example, (N,), at these parameters.
+    """Which training examples move the cost of a test, TracIn:
+    ⟨g_i, ḡ_test⟩ of each, (N,), at these parameters.
 
     To first order, a step of learning rate η on example i alone lowers the mean test cost by η
     times this. The paper sums it over checkpoints, each with its η. No gradient of a training

@@ -181,7 +181,7 @@ def product_of_deviations(p: Any, delta: Centred, a: Centred) -> Float[Array, "n
 
 
 class NoiseScale(NamedTuple):
-    """The noise of a mini-batch's gradient.
+    """What `noise_scale` tells: the noise of a mini-batch's gradient.
 
     Attributes:
         trace: tr Σ, the variance of one example's gradient, summed over parameters; unbiased, and
@@ -198,7 +198,8 @@ class NoiseScale(NamedTuple):
 
 
 def noise_scale(factors: Factors) -> NoiseScale:
-    """tr Σ and |G|², both unbiased, and their ratio. Cost: 1 beside the gradient.
+    """From which batch size on more examples buy little:
+    tr Σ and |G|², both unbiased, and their ratio. Cost: 1 beside the gradient.
 
     With ḡ = Σ w_i g_i / Σ w, s = Σ w_i ‖g_i‖² / Σ w and κ = Σ w² / (Σ w)², which is 1/B without
     weights: tr Σ = (s - ‖ḡ‖²) / (1 - κ) and |G|² = (‖ḡ‖² - κ s) / (1 - κ). With a single

@@ -44,7 +44,8 @@ def directions(rows: Float[Array, "B n"]) -> tuple[Array, Array]:
 
 
 def inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
-    """⟨g_i, v⟩ = Σ_l δ_i^l · (V^l a_i^{l-1} + v^l) for a direction v = (V^l, v^l), (B,). Cost: 1.
+    """Products of every example's gradient with a direction:
+    ⟨g_i, v⟩ = Σ_l δ_i^l · (V^l a_i^{l-1} + v^l) for v = (V^l, v^l), (B,). Cost: 1.
 
     That is a forward pass of a^{l-1} through V^l: with the δ's, 1/3 more than the pass alone.
 
@@ -89,7 +90,8 @@ def plain_inner_products(layers: list[Some], direction: Any) -> Float[Array, " B
 
 
 def gram(factors: Factors, other: Factors | None = None) -> Float[Array, "B B2"]:
-    """⟨g_i, g_j⟩ = Σ_l (δ_i^l · δ_j^l) (1 + a_i^{l-1} · a_j^{l-1}), (B, B). Cost: ≤ 4/3 for B ≤ n.
+    """Products of all pairs of examples' gradients:
+    ⟨g_i, g_j⟩ = Σ_l (δ_i^l · δ_j^l) (1 + a_i^{l-1} · a_j^{l-1}), (B, B). Cost: ≤ 4/3 for B ≤ n.
 
     Args:
         factors: of a batch of B.
@@ -166,7 +168,8 @@ def _products_in_units(one: Shared, other: Any) -> Array:
 def kronecker_factors(
     factors: Factors, *, sharing: str = "expand"
 ) -> tuple[tuple[Array, Array], ...]:
-    """(A_l, D_l) of every layer: E[ã ãᵀ] with ã = (a^{l-1}, 1), and E[δ^l (δ^l)ᵀ]. Cost: 2.
+    """K-FAC's two matrices of every layer, (A_l, D_l):
+    E[ã ãᵀ] with ã = (a^{l-1}, 1), and E[δ^l (δ^l)ᵀ]. Cost: 2.
 
     Shapes (n_in + 1, n_in + 1) and (n_l, n_l); weighted means over the batch. δ belongs to the
     targets t of the batch, so A ⊗ D stands for the *empirical* Fisher matrix E[g gᵀ]. The Fisher

@@ -17,7 +17,7 @@ from jbackprop.core.numerics import over_total, unit
 
 
 class Metrics(NamedTuple):
-    """Weighted means over examples, each of shape ().
+    """What `evaluate` tells: weighted means over examples, each of shape ().
 
     Attributes:
         cost: the mean cost.
@@ -29,7 +29,8 @@ class Metrics(NamedTuple):
 
 
 def every_label(y: Float[Array, " n"], t: Float[Array, " n"]) -> Bool[Array, ""]:
-    """Whether each output of one example lies on t's side of ½: to be written as `right=`.
+    """A `right=` for several labels at once:
+    whether each output of one example lies on t's side of ½.
 
     For several labels at once, each of them there or not.
 
@@ -51,7 +52,7 @@ def evaluate(
     batch_size: Any = None,
     right: Callable[[Any, Any], Any] | None = None,
 ) -> Metrics:
-    """The weighted mean cost Σ w_i C_i / Σ w_i, and the accuracy Σ w_i [right_i] / Σ w_i. Jitted.
+    """Cost and accuracy over a dataset: Σ w_i C_i / Σ w_i and Σ w_i [right_i] / Σ w_i. Jitted.
 
     An example is right where argmax y = argmax t, if t is labels, the cost is `cross_entropy`, or
     every row of t that is present is one-hot; with one output and `binary_cross_entropy`, where y

@@ -79,7 +79,8 @@ class GaussianNoiseState(NamedTuple):
 def gaussian_noise(
     noise_multiplier: Any, max_norm: Any, divisor: Any, key: Any
 ) -> optax.GradientTransformation:
-    """Adds N(0, (noise_multiplier · max_norm / divisor)²) to every entry of a gradient, every step.
+    """The noise of private training, an optax transformation:
+    adds N(0, (noise_multiplier · max_norm / divisor)²) to every entry of a gradient, every step.
 
     To be chained before an optimizer, behind `gradient=clipped_sum(max_norm, divisor)`. The noise
     is drawn and added in float32 at least.

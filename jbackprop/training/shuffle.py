@@ -62,7 +62,8 @@ def _shifted(x: UInt32[Array, " m"], by: UInt32[Array, " m"], n: Any) -> UInt32[
 
 
 def shuffled(key: Any, positions: Any, n: int) -> Int[Array, " m"]:
-    """The examples that stand at these positions of an epoch over n examples.
+    """An epoch's order, without a permutation in memory:
+    the examples that stand at these positions of n.
 
     Args:
         key: a typed key; another key, another order.

@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What a person reads of a step; `train_epoch` stacks it over its steps.
+    """What a step tells a person; `train_epoch` stacks it over its steps.
 
     Attributes:
         cost: the weighted mean cost of the batch, before the update.

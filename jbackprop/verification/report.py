@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """All rows, what a reader should know beside them, and where it ran.
+    """What `verify` found: all rows, what a reader should know beside them, and where it ran.
 
     Attributes:
         rows: the comparisons, in the order in which one needs the other.
