@@ -126,8 +126,10 @@ format: $(STAMP) ## put the format right
 	$(RUN) -m ruff check --fix --exit-zero --quiet .
 	$(RUN) -m ruff format .
 
-types: $(STAMP) ## pyright
+types: $(STAMP) ## pyright, strict for the package; and everything public has a type
 	$(VENV)/bin/pyright
+	@said=$$(PATH=$(CURDIR)/$(VENV)/bin:$$PATH pyright --verifytypes jbackprop --ignoreexternal); \
+	status=$$?; echo "$$said" | grep -E "error|completeness"; exit $$status
 
 clean: ## remove environments, builds and caches
 	rm -rf .venv .venv-newest .venv-wheel dist build .coverage .pytest_cache .ruff_cache .hypothesis

@@ -6,7 +6,7 @@ What has no counterpart is an error that says where it stands and why; nothing i
 The libraries are imported where they are used: none is needed to import this one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -261,7 +261,7 @@ _NAMES = {"torch": "PyTorch", "equinox": "Equinox", "flax": "Flax", "sklearn": "
 
 
 @contextmanager
-def _installed(function: str, library: str) -> Iterator[None]:
+def _installed(function: str, library: str) -> Generator[None, None, None]:
     """A missing library, told as such."""
     try:
         yield

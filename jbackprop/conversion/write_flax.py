@@ -37,7 +37,7 @@ def nnx_sequential(net: Network, params: Any) -> Any:
             found.append(_function(part, shape))
             continue
         kernel, options = _numbers(part, shape)
-        zeros = {
+        zeros: dict[str, Any] = {
             "kernel_init": lambda key, shape, dtype: jnp.zeros(shape, dtype),
             "param_dtype": kernel.dtype,
             "rngs": rngs,

@@ -56,101 +56,105 @@ def elu_of(alpha: Any) -> Activation:
     )
 
 
-identity = _activation("identity", formulas.identity, formulas.d_identity, "z", "torch.nn.Identity")
-sigmoid = _activation(
+identity: Activation = _activation(
+    "identity", formulas.identity, formulas.d_identity, "z", "torch.nn.Identity"
+)
+sigmoid: Activation = _activation(
     "sigmoid",
     formulas.sigmoid,
     formulas.d_sigmoid,
     "σ(z) = 1 / (1 + e^-z)",
     "torch.nn.Sigmoid, jax.nn.sigmoid",
 )
-tanh = _activation("tanh", formulas.tanh, formulas.d_tanh, "tanh z", "torch.nn.Tanh, jax.nn.tanh")
-relu = _activation(
+tanh: Activation = _activation(
+    "tanh", formulas.tanh, formulas.d_tanh, "tanh z", "torch.nn.Tanh, jax.nn.tanh"
+)
+relu: Activation = _activation(
     "relu", formulas.relu, formulas.d_relu, "max(z, 0)", "torch.nn.ReLU, jax.nn.relu"
 )
-leaky_relu = leaky_relu_of(0.01)
-elu = elu_of(1.0)
-selu = _activation(
+leaky_relu: Activation = leaky_relu_of(0.01)
+elu: Activation = elu_of(1.0)
+selu: Activation = _activation(
     "selu",
     formulas.selu,
     formulas.d_selu,
     "1.0507 z for z > 0, 1.0507 · 1.6733 (e^z - 1) below",
     "torch.nn.SELU, jax.nn.selu",
 )
-celu = _activation(
+celu: Activation = _activation(
     "celu",
     formulas.celu,
     formulas.exp_where_negative,
     "z for z > 0, e^z - 1 below: elu's values, with α = 1",
     "torch.nn.CELU(), jax.nn.celu",
 )
-softplus = _activation(
+softplus: Activation = _activation(
     "softplus",
     formulas.softplus,
     formulas.sigmoid,
     "ln(1 + e^z)",
     "torch.nn.Softplus(), jax.nn.softplus",
 )
-silu = _activation(
+silu: Activation = _activation(
     "silu",
     formulas.silu,
     formulas.d_silu,
     "z σ(z), also called swish",
     "torch.nn.SiLU, jax.nn.silu",
 )
-gelu = _activation(
+gelu: Activation = _activation(
     "gelu",
     formulas.gelu,
     formulas.d_gelu,
     "½ z (1 + tanh(√(2/π) (z + 0.044715 z³))), the tanh form",
     'torch.nn.GELU(approximate="tanh"), jax.nn.gelu',
 )
-gelu_exact = _activation(
+gelu_exact: Activation = _activation(
     "gelu_exact",
     formulas.gelu_exact,
     formulas.d_gelu_exact,
     "z Φ(z), Φ the normal distribution's",
     "torch.nn.GELU(), jax.nn.gelu(approximate=False)",
 )
-mish = _activation(
+mish: Activation = _activation(
     "mish", formulas.mish, formulas.d_mish, "z tanh(ln(1 + e^z))", "torch.nn.Mish, jax.nn.mish"
 )
-softsign = _activation(
+softsign: Activation = _activation(
     "softsign",
     formulas.softsign,
     formulas.d_softsign,
     "z / (1 + |z|)",
     "torch.nn.Softsign, jax.nn.soft_sign",
 )
-hard_tanh = _activation(
+hard_tanh: Activation = _activation(
     "hard_tanh",
     formulas.hard_tanh,
     formulas.d_hard_tanh,
     "z, but at least -1 and at most 1",
     "torch.nn.Hardtanh(), jax.nn.hard_tanh",
 )
-hard_sigmoid = _activation(
+hard_sigmoid: Activation = _activation(
     "hard_sigmoid",
     formulas.hard_sigmoid,
     formulas.d_hard_sigmoid,
     "z/6 + ½, but at least 0 and at most 1",
     "torch.nn.Hardsigmoid, jax.nn.hard_sigmoid",
 )
-relu6 = _activation(
+relu6: Activation = _activation(
     "relu6",
     formulas.relu6,
     formulas.d_relu6,
     "z, but at least 0 and at most 6",
     "torch.nn.ReLU6, jax.nn.relu6",
 )
-squareplus = _activation(
+squareplus: Activation = _activation(
     "squareplus",
     formulas.squareplus,
     formulas.d_squareplus,
     "½ (z + √(z² + 4))",
     "jax.nn.squareplus",
 )
-log_sigmoid = _activation(
+log_sigmoid: Activation = _activation(
     "log_sigmoid",
     formulas.log_sigmoid,
     formulas.d_log_sigmoid,
@@ -159,7 +163,7 @@ log_sigmoid = _activation(
 )
 
 # An output only: its derivative is a full Jacobian, diag(y) - y yᵀ, which `df` gives for looking.
-softmax = Activation(
+softmax: Activation = Activation(
     "softmax",
     formulas.softmax,
     formulas.d_softmax,

@@ -51,7 +51,7 @@ def _backpropagation(s: Signal) -> Float[Array, "..."]:
     return (s.w.T @ s.delta) * s.slope
 
 
-backpropagation = Rule("backpropagation", _backpropagation)
+backpropagation: Rule = Rule("backpropagation", _backpropagation)
 
 
 def propagate(

@@ -92,29 +92,29 @@ def huber_of(delta: Any) -> Cost:
     )
 
 
-squared_error = Cost(
+squared_error: Cost = Cost(
     "squared_error",
     _squared_error,
     _d_squared_error,
     formula="½ ‖y - t‖²",
     elsewhere='half of torch.nn.MSELoss(reduction="sum")',
 )
-binary_cross_entropy = Cost(
+binary_cross_entropy: Cost = Cost(
     "binary_cross_entropy",
     _binary_cross_entropy,
     _d_binary_cross_entropy,
     formula="-Σ_k [t_k ln y_k + (1 - t_k) ln(1 - y_k)], of probabilities y",
     elsewhere='torch.nn.BCELoss(reduction="sum"); of z, torch.nn.BCEWithLogitsLoss',
 )
-cross_entropy = Cost(
+cross_entropy: Cost = Cost(
     "cross_entropy",
     _cross_entropy,
     _d_cross_entropy,
     formula="-Σ_k t_k ln y_k, of probabilities y",
     elsewhere="torch.nn.CrossEntropyLoss, which takes z where this takes y",
 )
-huber = huber_of(1.0)
-log_cosh = Cost(
+huber: Cost = huber_of(1.0)
+log_cosh: Cost = Cost(
     "log_cosh",
     _log_cosh,
     _d_log_cosh,

@@ -23,6 +23,9 @@ from jbackprop.core.windows import Shape
 class Operator:
     """w at its place. As a pytree its only leaf is w."""
 
+    w: Any
+    at: "Place"
+
     def __init__(self, w: Any, at: "Place") -> None:
         self.w, self.at = w, at
 

@@ -25,7 +25,7 @@ class Draw:
     """Normal numbers in float64."""
 
     def __init__(self) -> None:
-        self.rng = np.random.default_rng(1)
+        self.rng: np.random.Generator = np.random.default_rng(1)
 
     def __call__(self, shape: Any) -> Any:
         return jnp.asarray(self.rng.normal(size=shape))

@@ -41,6 +41,9 @@ class Reference(NamedTuple):
 class Forwards:
     """w^{l+1} as a forward function of f(z^l), whose `.T @` is autodiff's. Its only leaf is w."""
 
+    w: Any
+    of: Any
+
     def __init__(self, w: Any, of: Any) -> None:
         self.w, self.of = w, of
 

@@ -148,7 +148,9 @@ def _beside_mean(value: Any, factors: Factors) -> Any:
     return jnp.stack([value, jnp.sum(norms.squared_norm(mean_gradient(factors)))])
 
 
-def theirs(at: Point, found: Reference, all_: Written, direction: Any, limits: Limits) -> dict:
+def theirs(
+    at: Point, found: Reference, all_: Written, direction: Any, limits: Limits
+) -> dict[str, Any]:
     """The same from the gradients written out, by name."""
     g, p, w, kappa = all_.g, all_.p, all_.weight, all_.kappa
     leaves = all_.leaves
