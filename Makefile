@@ -4,29 +4,33 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+help: ## this list
+	@sed -nE 's/^##@ (.*)/\n\1/p; s/^([a-z0-9-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-digits: $(STAMP) ## learn handwritten digits, and draw what happened (runs/digits/)
+##@ Learn (pictures in runs/)
+
+digits: $(STAMP) ## learn handwritten digits, and draw what happened
 	$(RUN) -m experiments.digits
 
-private: $(STAMP) ## learn them privately, and draw what privacy costs (runs/private/)
+private: $(STAMP) ## learn them privately: accuracy against ε
 	$(RUN) -m experiments.private
 
-convolution: $(STAMP) ## learn them by a convolutional network, and draw δ on its way back (runs/convolution/)
+convolution: $(STAMP) ## a convolutional network, and δ on its way back
 	$(RUN) -m experiments.convolution
 
-mnist1d: $(STAMP) ## one-dimensional digits: logistic regression, a dense and a convolutional network (runs/mnist1d/)
+mnist1d: $(STAMP) ## one-dimensional digits, beside a paper's figures
 	$(RUN) -m experiments.convolution --mnist1d --out runs/mnist1d
 
-panel: $(STAMP) ## draw what every step tells of its gradients (runs/panel/)
+panel: $(STAMP) ## what every step tells of its gradients
 	$(RUN) -m experiments.panel
 
-nielsen: $(STAMP) ## the experiments of Nielsen's book, on the digits (runs/nielsen/); on MNIST by --data
+nielsen: $(STAMP) ## the experiments of Nielsen's book
 	$(RUN) -m experiments.nielsen
 
-seeds: $(STAMP) ## accuracy of the digits over seeds 0 to 4
+seeds: $(STAMP) ## accuracy of the digits over five seeds
 	$(RUN) -m experiments.common.seeds
+
+##@ Check
 
 # Programs that were compiled once are kept: by the other worker, the next run, the wheel's tests.
 COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
@@ -45,7 +49,7 @@ TOY := tests/experiments/test_benchmark.py::test_the_whole_command_at_toy_size
 test: $(STAMP) ## every test and example
 	$(QUICK) $(RUN) -m pytest $(SHARED) --deselect $(TOY)
 
-test-newest: ## the same on the newest Python and JAX of this machine, with line coverage of the package
+test-newest: ## the same on the newest Python here, with coverage
 	@newest=$$($(PYTHON) tools/newest_python.py) || { echo "No Python newer than the default here: its tests were not run."; exit 0; }; \
 	$(MAKE) test-there VENV=.venv-newest PYTHON=$$newest
 
@@ -53,7 +57,7 @@ test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
 	$(COMPILED) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --deselect $(TOY) $(COVERED)
 
-test-wheel: $(STAMP) ## build the wheel, and test it from another directory
+test-wheel: $(STAMP) ## the same from the built wheel, elsewhere
 	rm -rf dist .venv-wheel
 	$(RUN) -m build --wheel --outdir dist . > /dev/null
 	$(PYTHON) -m venv .venv-wheel
@@ -63,45 +67,52 @@ test-wheel: $(STAMP) ## build the wheel, and test it from another directory
 	$(QUICK) PYTHON=$(CURDIR)/.venv-wheel/bin/python tools/test_elsewhere.sh
 
 # The benchmark, a package and no file, is run at toy size by a test, which takes a minute of its own.
-experiments: $(STAMP) ## run every experiment for a few steps
+experiments: $(STAMP) ## every experiment for a few steps
 	@set -e; out=$$(mktemp -d); for file in experiments/*.py; do \
 	name=$$(basename $$file .py); echo "experiment: $$name"; \
 	$(QUICK) $(RUN) -m experiments.$$name --quick --out $$out/$$name; done; rm -r $$out
 	$(QUICK) $(RUN) -m pytest -q $(TOY)
 
-interop: $(STAMP) ## models from and to PyTorch, Equinox, Flax and scikit-learn: the examples, and their tests
+interop: $(STAMP) ## models from and to other libraries
 	@$(RUN) -m pip install --quiet '.[benchmark]' || echo "PyTorch, Equinox and Flax could not be installed: what needs them is left out."
 	@set -e; for file in experiments/interop/from_*.py; do \
 	name=$$(basename $$file .py); echo "example: $$name"; $(QUICK) $(RUN) -m experiments.interop.$$name; done
 	$(QUICK) $(RUN) -m pytest -q tests/test_convert.py
 	$(QUICK) $(RUN) -m pytest -q tests/test_docs.py -k "runs and from_"
 
-mutants: $(STAMP) ## plant every one-line fault by turns: which do the tests not find? (hours; goes on where it was)
+mutants: $(STAMP) ## every one-line fault by turns (hours; resumes)
 	$(QUICK) $(RUN) -m tests.planted map
 	$(QUICK) $(RUN) -m tests.planted all
 	$(QUICK) $(RUN) -m tests.planted again --seconds 40
 
-mutants-sample: $(STAMP) ## fifteen of those faults, one of each kind: all must be found
+mutants-sample: $(STAMP) ## fifteen of those faults: all must be found
 	$(QUICK) $(RUN) -m tests.planted sample
 
-benchmark: $(VENV)/.benchmark ## time it beside its peers and the machine's limits (about twenty minutes)
+wrong-parts: $(STAMP) ## does `verify` find what is wrong? 200 networks (20 minutes)
+	$(QUICK) $(RUN) -m experiments.wrong_parts
+
+##@ Measure
+
+benchmark: $(VENV)/.benchmark ## time it beside its peers (20 minutes)
 	$(RUN) -m experiments.benchmark --readme README.md
 
 BEFORE ?= HEAD~1
-against: $(STAMP) ## what a change costs: this checkout beside an earlier commit (BEFORE=…), in pairs
+against: $(STAMP) ## what a change costs beside BEFORE=…
 	$(RUN) -m experiments.benchmark.against --commit $(BEFORE)
 
-benchmark-convolution: $(VENV)/.benchmark ## time convolutional networks and their quantities beside others (20 minutes)
+benchmark-convolution: $(VENV)/.benchmark ## convolutional networks (20 minutes)
 	$(RUN) -m experiments.benchmark.convolution --readme README.md --out experiments/benchmark/results
 
-profile-convolution: $(VENV)/.benchmark ## where a convolutional step's time goes: every layer's products a second, and PyTorch's
+profile-convolution: $(VENV)/.benchmark ## where a convolutional step's time goes
 	$(RUN) -m experiments.benchmark.layers
 
-benchmark-apply: $(VENV)/.benchmark ## time `apply` inside a program beside the native step and Flax's layers
+benchmark-apply: $(VENV)/.benchmark ## `apply` beside the native step and Flax
 	$(RUN) -m experiments.benchmark.plugged
 
-donation: $(STAMP) ## what it costs to keep the state that goes into a step
+donation: $(STAMP) ## what it costs to keep the state of a step
 	$(RUN) -m experiments.benchmark.donation
+
+##@ Read
 
 picture: $(STAMP) ## draw the README's pictures anew
 	rm -rf build/picture
@@ -111,12 +122,15 @@ picture: $(STAMP) ## draw the README's pictures anew
 	$(RUN) -m experiments.convolution --out build/picture
 	cp build/picture/*/{hardest,deltas,privacy,panel,flow}.png docs/
 
-walkthrough: $(VENV)/.docs ## the slides with every number, as one page (build/walkthrough.html)
+walkthrough: $(VENV)/.docs ## the slides with every number, as one page
 	$(RUN) tools/render.py experiments/walkthrough.py build/walkthrough.html
 
-docs: $(VENV)/.docs ## the documentation (build/docs/index.html), without a warning; its programs run in make test
+docs: $(VENV)/.docs ## the documentation as a site, its links checked
 	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
+	$(RUN) tools/check_links.py build/docs
 	$(QUICK) $(RUN) -m pytest -q tests/test_render.py
+
+##@ Tidy
 
 lint: $(STAMP) ## ruff: rules and format
 	$(RUN) -m ruff check .
@@ -126,7 +140,7 @@ format: $(STAMP) ## put the format right
 	$(RUN) -m ruff check --fix --exit-zero --quiet .
 	$(RUN) -m ruff format .
 
-types: $(STAMP) ## pyright, strict for the package; and everything public has a type
+types: $(STAMP) ## pyright, strict; everything public has a type
 	$(VENV)/bin/pyright
 	@said=$$(PATH=$(CURDIR)/$(VENV)/bin:$$PATH pyright --verifytypes jbackprop --ignoreexternal); \
 	status=$$?; echo "$$said" | grep -E "error|completeness"; exit $$status
@@ -151,4 +165,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution mnist1d panel nielsen seeds docs walkthrough interop benchmark benchmark-convolution against donation test test-newest test-there test-wheel mutants mutants-sample experiments picture lint format types clean
+.PHONY: help digits private convolution mnist1d panel nielsen seeds test test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there

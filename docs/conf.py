@@ -5,19 +5,29 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+MADE = ROOT / "docs/generated"
 sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tools")]
 
+import indices
 import make_pages
 import render
 from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 from sphinx.util.docutils import SphinxTranslator
 
 import jbackprop
 
 project = "jbackprop"
-author = "The jbackprop authors"
+author = copyright = "The jbackprop authors"
 release = jbackprop.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["generated/reference.md", "_build"]
@@ -29,7 +39,14 @@ html_math_renderer = "mathml"
 napoleon_use_ivar = True  # fields are no objects of their own
 napoleon_attr_annotations = False
 autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autosummary_generate = False
 default_role = "code"
+
+
+for _field in PyObject.doc_field_types:
+    if _field.name == "variable":  # of a record, and not of a program
+        _field.label = "Fields"
 
 
 def _equation(self: SphinxTranslator, node: nodes.Element, *, block: bool = False) -> None:
@@ -37,8 +54,17 @@ def _equation(self: SphinxTranslator, node: nodes.Element, *, block: bool = Fals
     raise nodes.SkipNode
 
 
-def setup(app) -> None:
-    make_pages.write(Path(__file__).parent / "generated")
+def _outcomes(app: Sphinx, page: str, source: list[str]) -> None:
+    if not page.startswith("generated/"):
+        source[0] = make_pages.with_outcomes(source[0], page, MADE)
+
+
+def setup(app: Sphinx) -> None:
+    make_pages.write(MADE)
+    made_in = {name: module for name, (module, _) in make_pages.values().items()}
+    app.add_post_transform(indices.Indices)
     block = partial(_equation, block=True)
     app.add_html_math_renderer("mathml", (_equation, None), (block, None))
+    app.connect("source-read", _outcomes)
+    app.connect("viewcode-follow-imported", lambda app, module, name: made_in.get(name))
     app.connect("autodoc-process-docstring", make_pages.as_text, priority=400)  # before napoleon

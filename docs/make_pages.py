@@ -1,17 +1,21 @@
 """Pages that are made and not written: the walk-through, the tables, and the list of all names."""
 
+import ast
 import inspect
 import io
+import itertools
 import json
+import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import render
 
 import jbackprop as jb
-from experiments.benchmark import convolution, report
+from experiments.benchmark import convolution, machine, report
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments/benchmark/results"
@@ -79,7 +83,7 @@ def costs() -> str:
         results = json.loads(file.read_text("utf-8"))
         spatial = file.stem.endswith("-convolution")
         what = "Convolutional networks" if spatial else "Dense networks"
-        parts.append(f"## {what}, {results['machine']}\n")
+        parts.append(f"## {what}, {machine.told(results['machine'])}\n")
         parts.append(convolution.tables(results) if spatial else report.summary(results))
     return "\n".join(parts) + "\n"
 
@@ -98,12 +102,17 @@ def reference() -> str:
         rooms[ROOMS[room]].append(name)
     parts = []
     for title, names in rooms.items():
-        parts.append(f"## {title}\n")
+        listed = "\n".join(f"   {name}" for name in names)
+        parts.append(
+            f"## {title}\n\n```{{eval-rst}}\n.. currentmodule:: jbackprop\n\n"
+            f".. autosummary::\n   :nosignatures:\n\n{listed}\n```\n"
+        )
         for name in names:
             value = getattr(jb, name)
-            named = "function" if hasattr(value, "__name__") else "data"
+            named = "function" if inspect.isroutine(inspect.unwrap(value)) else "data"
             kind = "class" if inspect.isclass(value) else named
-            parts.append(f"```{{eval-rst}}\n.. auto{kind}:: jbackprop.{name}\n```\n")
+            bare = "   :no-value:\n" if kind == "data" else ""
+            parts.append(f"```{{eval-rst}}\n.. auto{kind}:: jbackprop.{name}\n{bare}```\n")
     return "\n".join(parts)
 
 
@@ -112,28 +121,73 @@ def walkthrough(folder: Path) -> str:
     script = ROOT / "experiments/walkthrough.py"
     names: dict[str, Any] = {"__name__": "walkthrough", "__file__": str(script)}
     sys.modules["walkthrough"] = type(sys)("walkthrough")
-    parts, pictures = [], 0
-    for cell in render.cells_of(script.read_text("utf-8")):
+    parts = []
+    for i, cell in enumerate(render.cells_of(script.read_text("utf-8"))):
         if cell.prose:
             parts.append(cell.text + "\n")
             continue
-        printed, value = render.run(cell, names, str(script))
-        parts.append(f"```python\n{cell.text}\n```\n")
-        if value is not None and not hasattr(value, "savefig"):
-            printed += repr(value)
-        if printed:
-            parts.append(f"```text\n{printed.rstrip()}\n```\n")
-        if hasattr(value, "savefig"):
-            pictures += 1
-            held = io.BytesIO()
-            value.savefig(held, dpi=150)
-            (folder / f"walk-{pictures}.png").write_bytes(held.getvalue())
-            parts.append(f"![{render.told(value)}](walk-{pictures}.png)\n")
+        code = f"```python\n{cell.text}\n```\n"
+        parts.append(f"{render.FOLD}\n{code}\n</details>\n" if cell.folded else code)
+        parts.append(_outcome(cell, names, str(script), folder / f"walkthrough-{i}.png", ""))
     return "\n".join(parts)
+
+
+def with_outcomes(text: str, page: str, folder: Path) -> str:
+    """A page, and below each of its programs what it prints and draws: run here, in their order.
+
+    Pages that show nothing are left as they are; the tests run those too."""
+    if not re.search(r"\bprint\(|\bjb\.plot_", text):
+        return text
+    names: dict[str, Any] = {"__name__": "page"}
+    parts, end = [], 0
+    held, stem = Path.cwd(), page.replace("/", "-")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        os.chdir(elsewhere)  # where a program leaves its files
+        for i, block in enumerate(re.finditer(r"^```python\n(.*?)^```\n", text, re.M | re.S)):
+            cell = render.Cell(False, block[1], text.count("\n", 0, block.start(1)) + 1)
+            picture = folder / f"{stem}-{i}.png"
+            shown = _outcome(cell, names, page, picture, "/generated/")
+            parts += [text[end : block.end()], "\n" + shown if shown else ""]
+            end = block.end()
+        os.chdir(held)
+    return "".join([*parts, text[end:]])
+
+
+def _outcome(cell: render.Cell, names: dict[str, Any], file: str, picture: Path, at: str) -> str:
+    """What a program prints, and the figure that its last expression is, as Markdown."""
+    printed, value = render.run(cell, names, file)
+    text = f"```text\n{printed.rstrip()}\n```\n" if printed else ""
+    if not hasattr(value, "savefig"):
+        return text
+    drawn = io.BytesIO()
+    value.savefig(drawn, dpi=150)
+    picture.write_bytes(drawn.getvalue())
+    return f"{text}![{render.told(value)}]({at}{picture.name})\n"
+
+
+def values() -> dict[str, tuple[str, str]]:
+    """Public names that are neither a class nor a function: the module of each, and the string that
+    stands below it there."""
+    found = {}
+    for file in (ROOT / "jbackprop").rglob("*.py"):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        body = ast.parse(file.read_text("utf-8")).body
+        for statement, text in itertools.pairwise(body):
+            match statement, text:
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)])
+                    | ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(said))),
+                ):
+                    found[name] = module, said
+    return {name: found[name] for name in jb.__all__ if name in found}
 
 
 def as_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text: what Sphinx would read as marks is marked as text."""
+    if (value := values().get(name.split(".")[-1])) is not None:
+        lines[:] = [*inspect.cleandoc(value[1]).splitlines(), ""]
+    _named_one_by_one(lines)
     literal = False
     for i, line in enumerate(lines):
         if literal and line and not line.startswith(" "):
@@ -143,6 +197,29 @@ def as_text(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         literal = line.rstrip().endswith("::")
         quoted = re.split(r"(`[^`]*`)", line)
         lines[i] = "".join(p if p.startswith("`") else _escaped(p) for p in quoted)
+
+
+def _named_one_by_one(lines: list[str]) -> None:
+    """A field for each name of "Attributes:", also where several share a description."""
+    if "Attributes:" not in lines:
+        return
+    start = lines.index("Attributes:") + 1
+    fields, end = [], start
+    for end in range(start, len(lines) + 1):
+        if end == len(lines) or (lines[end] and not lines[end].startswith(" ")):
+            break
+        shared = re.match(r"    (\w+(?:, \w+)+): ", lines[end])
+        if shared or (lines[end][4:5].strip() or not lines[end]):
+            fields.append((shared[1].split(", ") if shared else [], []))
+        if fields:
+            fields[-1][1].append(lines[end])
+    each = [
+        re.sub(r"^    [\w, ]+: ", f"    {name}: ", line) if name else line
+        for names, of in fields
+        for name in (names or [""])
+        for line in of
+    ]
+    lines[start:end] = each
 
 
 def _escaped(text: str) -> str:

@@ -6,7 +6,7 @@
 # compared with what the library says. Every number and picture here was computed as this page was
 # made. To run it yourself: `python -m experiments.walkthrough`, or open the file as a notebook.
 
-# %%
+# %% tags=["hide-input"]
 import dataclasses
 
 import jax
@@ -36,8 +36,8 @@ quick = tyro.cli(Options).quick if __name__ == "__main__" else False
 
 def same(by_hand, by_library):
     """Prints both to four digits, and stops where they differ."""
-    print("by hand   ", np.round(by_hand, 4).tolist())
-    print("by library", np.round(np.asarray(by_library), 4).tolist())
+    for name, numbers in (("by hand   ", by_hand), ("by library", by_library)):
+        print(name, np.round(np.asarray(numbers, np.float64), 4).tolist())
     np.testing.assert_allclose(by_hand, by_library, rtol=1e-5, atol=1e-7)
 
 
@@ -170,7 +170,7 @@ same(delta1, deltas[0])
 
 # %% [markdown]
 # The error on its way back, from above: δ² at the output, δ¹ at the hidden units, x below, for
-# this example and three others. Dark is below 0, light above.
+# this example and three others. Dark is below 0, light above; at the right the mean ‖δ‖ of the row.
 
 # %%
 others = np.array([x, [0.0, 1.0], [-1.0, 0.5], [2.0, -1.0]])
@@ -308,7 +308,8 @@ jb.plot_lines(lines, title="mean ‖δ$^l$‖ / ‖δ$^{11}$‖", xlabel="layer 
 # \frac{\partial C}{\partial b^l} = \sum_p \delta^l_p$$
 #
 # and the recursion stays as it is. δ has a place now: of a digit it says where the error is. Here
-# after a little training, of eight test digits.
+# after a little training, of eight test digits: δ⁴ of the ten outputs and δ³ of the hidden units as
+# above; below them, of both convolutions, ‖δ‖ at every position, dark where it is large.
 
 # %%
 digits = data.load(None, 0)

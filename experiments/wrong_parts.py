@@ -84,8 +84,8 @@ def _slightly(rng: np.random.Generator, value: Any) -> Any:
     way = int(rng.integers(3))
     if way == 0 or value.size == 1:
         return 1.01 * value
-    if way == 1:
-        return value.at[(0,) * value.ndim].multiply(-1.5)
+    if way == 1:  # in the middle: at the border stands padding, of which -1.5 times is right
+        return value.at[tuple(n // 2 for n in value.shape)].multiply(-1.5)
     return jnp.roll(value, 1, axis=int(np.argmax(value.shape)))
 
 

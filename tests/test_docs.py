@@ -17,6 +17,7 @@ PAGES = sorted(p for p in DOCS.rglob("*.md") if "generated" not in p.parts)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
 OTHERS = "torch", "flax", "equinox", "sklearn", "matplotlib"
+TOP = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 NAME = lambda page: page.relative_to(DOCS).as_posix()
 
 
@@ -69,7 +70,24 @@ def test_every_public_name_is_in_an_example():
     assert {*jb.__all__} - tables - seen == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAME)
+def test_a_first_line_says_what_a_name_is_for():
+    """In words: the equation comes after them."""
+    for name in jb.__all__:
+        value = getattr(jb, name)
+        if callable(value) or isinstance(value, jb.Rule):
+            first = (value.__doc__ or "").strip().splitlines()[0]
+            assert re.match(r"[A-Z][\w'-]*('s)? [a-z`\w]", first), f"{name}: {first}"
+
+
+def test_the_readme_is_short_and_leads_to_every_page():
+    text = (DOCS.parent / "README.md").read_text("utf-8")
+    assert text.count("\n") < 250
+    assert {NAME(p) for p in PAGES} - {*re.findall(r"\]\(docs/(\S+\.md)\)", text)} == {
+        "index.md", "howto/index.md", "reference.md",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [*PAGES, *TOP], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text("utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):

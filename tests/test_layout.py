@@ -1,4 +1,4 @@
-"""The rooms: imports go one way, down the README's map, which names every file and no other."""
+"""The rooms: imports go one way, down the page of the source, which names every file once."""
 
 import ast
 import re
@@ -9,8 +9,8 @@ import pytest
 import jbackprop
 
 PACKAGE = Path(jbackprop.__file__).parent
-README = Path(__file__).parents[1] / "README.md"
-MAP = re.findall(r"\]\(jbackprop/(\S+\.py)\) \|", README.read_text(encoding="utf-8"))
+PAGE = Path(__file__).parents[1] / "docs/source.md"
+MAP = re.findall(r"\]\(../jbackprop/(\S+\.py)\) \|", PAGE.read_text(encoding="utf-8"))
 FILES = [path.relative_to(PACKAGE).as_posix() for path in sorted(PACKAGE.rglob("*.py"))]
 ROOMS = ["conversion", "drawing", "verification", "training", "quantities", "core"]  # from the top
 

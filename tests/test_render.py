@@ -77,7 +77,7 @@ def test_a_line_of_the_source_is_found_where_it_stands():
 
     found = line_of(backward._backpropagation, "return")
     assert found.startswith("jbackprop/core/backward.py:")
-    assert found.endswith("return (s.w.T @ s.delta) * s.slope")
+    assert found.endswith("\n    return (s.w.T @ s.delta) * s.slope")
     for none_or_many in ("no such words", "s"):
         with pytest.raises(ValueError, match="holding: expected one line"):
             line_of(backward._backpropagation, none_or_many)

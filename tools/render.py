@@ -34,6 +34,7 @@ pre { font: .85rem/1.5 ui-monospace, monospace; overflow-x: auto; padding: .7rem
   border-radius: 6px; background: var(--shade); margin: .8rem 0; }
 pre.printed { background: none; border-left: 3px solid var(--line); border-radius: 0;
   color: var(--soft); }
+summary { color: var(--soft); cursor: pointer; }
 code { font-family: ui-monospace, monospace; font-size: .9em; }
 img { max-width: 100%; background: #fff; border-radius: 6px; display: block; margin: 1rem 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; }
@@ -42,12 +43,17 @@ math[display=block] { margin: 1rem 0; overflow-x: auto; overflow-y: hidden; }
 """
 
 
+FOLD = "<details><summary>Imports, and what the page needs</summary>\n"
+
+
 class Cell(NamedTuple):
-    """One cell: its text, without the marks of a comment where it is prose, and its first line."""
+    """One cell: its text, without the marks of a comment where it is prose, and its first line.
+    Folded it is where its mark has the tag "hide-input", as of a notebook."""
 
     prose: bool
     text: str
     line: int
+    folded: bool = False
 
 
 def cells_of(script: str) -> list[Cell]:
@@ -60,7 +66,7 @@ def cells_of(script: str) -> list[Cell]:
         if prose:
             text = re.sub(r"^# ?", "", text, flags=re.MULTILINE)
         line = script.count("\n", 0, mark.end()) + 2
-        cells.append(Cell(prose, text, line))
+        cells.append(Cell(prose, text, line, "hide-input" in mark["kind"]))
     return cells
 
 
@@ -112,7 +118,8 @@ def page(script: Path) -> str:
             parts.append(prose.render(cell.text))
             continue
         printed, value = run(cell, names, str(script))
-        parts.append(highlight(cell.text, PythonLexer(), HtmlFormatter(nowrap=False)))
+        code = highlight(cell.text, PythonLexer(), HtmlFormatter(nowrap=False))
+        parts.append(f"{FOLD}{code}</details>" if cell.folded else code)
         if printed:
             parts.append(f'<pre class="printed">{html.escape(printed.rstrip())}</pre>')
         parts.append(shown(value))

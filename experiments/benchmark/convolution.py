@@ -161,23 +161,39 @@ def _right(of: Case, peers: list[Any], made: Any) -> tuple[list[Any], dict[str, 
     return right, wrong
 
 
+# what a table calls the quantities whose names alone do not say it
+CALLED = {"norms": "norms beside the gradient", "norms alone": "norms, with no gradient formed"}
+
+
 def tables(results: dict[str, Any]) -> str:
-    """Two Markdown tables."""
+    """Both Markdown tables."""
+    return "\n\n".join(filter(None, (of_steps(results), of_quantities(results))))
+
+
+def of_steps(results: dict[str, Any]) -> str:
+    """The README's table: ms a step of each candidate, and our epoch's time over it."""
     by_name: dict[str, list[str]] = {}
     nets = [*results["nets"]]
     for name in nets:
         for each, row in results["nets"][name]["steps"].items():
-            told = f"{row['ms']:,.3g} ({row['ours_over_this']['median']:.2f})"
+            ms = f"{row['ms']:,.0f}" if row["ms"] >= 100 else f"{row['ms']:.3g}"
+            told = f"{ms} ({row['ours_over_this']['median']:.2f})"
             by_name.setdefault(each, ["–"] * len(nets))[nets.index(name)] = told
     heads = [SAID[name] for name in nets]
-    text = (
-        f"ms a step on {results['machine']} (gradient and plain descent, float32; in brackets our "
-        f"epoch over it, the median of {results['rounds']} paired ratios; {results['date']}):\n\n"
+    return (
+        f"ms a step on {machine.told(results['machine'])} (gradient and plain descent, float32; in "
+        f"brackets our epoch over it, the median of {results['rounds']} paired ratios; "
+        f"{results['date']}):\n\n"
         + report.markdown(["", *heads], [[n, *row] for n, row in by_name.items()])
     )
+
+
+def of_quantities(results: dict[str, Any]) -> str:
+    """What quantities cost, in gradients, and what others take for the same."""
+    nets = [*results["nets"]]
     measured = [name for name in nets if "quantities" in results["nets"][name]]
     if not measured:
-        return text
+        return ""
     of_ours: dict[str, list[str]] = {}
     of_peers: dict[str, list[str]] = {}
     for name in measured:
@@ -186,7 +202,7 @@ def tables(results: dict[str, Any]) -> str:
             told = f"{row['over_gradient']['median']:.2f}"
             if each == "clipped mean":
                 told += f" (temporaries {row['temporaries_over_gradient']:.2f})"
-            of_ours.setdefault(each, ["–"] * len(measured))[at] = told
+            of_ours.setdefault(CALLED.get(each, each), ["–"] * len(measured))[at] = told
         for each in found["wrong"]:
             of_peers.setdefault(each, ["–"] * len(measured))[at] = "other numbers"
         for each, row in found["peers"].items():
@@ -195,12 +211,23 @@ def tables(results: dict[str, Any]) -> str:
                 f"{row['over_ours']['median']:.1f}"
             )
     return (
-        text
-        + "\n\nTimes of a quantity over the plain gradient's, and of others over ours:\n\n"
+        "Times of a quantity over the plain gradient's, and of others over ours:\n\n"
         + report.markdown(
             ["", *measured], [[n, *row] for n, row in (*of_ours.items(), *of_peers.items())]
         )
     )
+
+
+NOTE = (
+    '"Other numbers": what a peer gives is not the gradient, by more than a thousandth. Opacus\' '
+    "hooks do so where a stride leaves a remainder."
+)
+
+
+def page(results: dict[str, Any]) -> str:
+    """The results as a page of their own."""
+    title = f"# Convolutional networks on {machine.told(results['machine'])}"
+    return f"{title}\n\n{tables(results)}\n\n{NOTE}\n"
 
 
 def main(options: Options) -> int:
@@ -217,14 +244,14 @@ def main(options: Options) -> int:
         if options.examples and name != "D1":
             results["nets"][name]["quantities"] = quantities(of, options.rounds)
         print(f"{name}: done", file=sys.stderr)
-    summary = tables(results)
-    print(summary)
+    print(tables(results))
     if options.out is not None:
         file = options.out / f"{machine.name()}-convolution.json"
         file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        file.with_suffix(".md").write_text(page(results), "utf-8")
     if options.readme is not None:
         text = options.readme.read_text("utf-8")
-        options.readme.write_text(report.into_readme(text, summary, MARK), "utf-8")
+        options.readme.write_text(report.into_readme(text, of_steps(results), MARK), "utf-8")
     return 0
 
 

@@ -22,6 +22,15 @@ def name() -> str:
     return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm)\)|cpu|@.*ghz", "", kind.lower())).strip("-")
 
 
+def told(name: str) -> str:
+    """A machine's name as one writes it: AMD EPYC, 2 cores."""
+    words = {"amd": "AMD", "epyc": "EPYC", "nvidia": "NVIDIA"}
+    kind = [words.get(word, word.capitalize()) for word in name.split("-")]
+    if kind[-1] in ("Core", "Cores"):
+        return f"{' '.join(kind[:-2])}, {kind[-2]} {kind[-1].lower()}"
+    return " ".join(word.upper() if re.search(r"\d", word) else word for word in kind)
+
+
 def affinity() -> set[int]:
     """The processors that this process may use."""
     import os

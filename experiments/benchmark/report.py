@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from experiments.benchmark.machine import told
+
 BENCHMARK = "benchmark"  # between these two marks stands a table in the README
 
 
@@ -151,7 +153,7 @@ def page(results: dict[str, Any]) -> str:
     """The whole Markdown page."""
     versions = ", ".join(f"{k} {v}" for k, v in results["versions"].items())
     return (
-        f"# Benchmark on {results['machine']}\n\n"
+        f"# Benchmark on {told(results['machine'])}\n\n"
         f"`make benchmark` wrote this page: {results['date']}; {versions}. "
         "Candidates take turns in one process; ratios are medians of pairs, with quartiles. "
         "Compile time is kept apart.\n\n"
@@ -186,8 +188,8 @@ def summary(results: dict[str, Any]) -> str:
         for name, t in tables.items()
     ]
     return capabilities(results) + (
-        f"µs a step on {results['machine']} (tanh, cross-entropy, SGD, float32; the best form of "
-        f"each peer; {results['date']}):\n\n" + markdown(["", *heads], rows)
+        f"µs a step on {told(results['machine'])} (tanh, cross-entropy, SGD, float32; the best "
+        f"form of each peer; {results['date']}):\n\n" + markdown(["", *heads], rows)
     )
 
 
@@ -216,7 +218,8 @@ def capabilities(results: dict[str, Any]) -> str:
         for name, called in CALLED.items()
     ]
     return (
-        f"Time of the gradient and these beside it, in gradients, on {results['machine']}:\n\n"
+        "Time of the gradient and these beside it, in gradients, on "
+        f"{told(results['machine'])}:\n\n"
         + markdown(["", *(f"at {name}" for name in tables)], rows)
         + "\n\n"
     )

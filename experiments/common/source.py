@@ -10,7 +10,7 @@ _ROOT = Path(jbackprop.__file__).parents[1]
 
 
 def line_of(function: Any, holding: str) -> str:
-    """'file:number  line' of the one line of a function that holds these words.
+    """'file:number', and below it the one line of a function that holds these words.
 
     `ValueError` where there is none, or more than one."""
     function = inspect.unwrap(function)
@@ -20,4 +20,4 @@ def line_of(function: Any, holding: str) -> str:
         raise ValueError(f"holding: expected one line of {function} with {holding!r}, got {found}")
     ((number, line),) = found
     file = Path(inspect.getsourcefile(function) or "").relative_to(_ROOT)
-    return f"{file.as_posix()}:{number}    {line}"
+    return f"{file.as_posix()}:{number}\n    {line}"

@@ -52,6 +52,8 @@ def _backpropagation(s: Signal) -> Float[Array, "..."]:
 
 
 backpropagation: Rule = Rule("backpropagation", _backpropagation)
+"""The rule of the slides, by which a network learns unless it is given another:
+δ^l = (w^{l+1})ᵀ δ^{l+1} ⊙ f'(z^l)."""
 
 
 def propagate(

@@ -38,6 +38,7 @@ class Layer(NamedTuple):
 
 
 Params = tuple[Layer, ...]
+"""The parameters of a network, one `Layer(w, b)` per layer, from the input to the output."""
 
 
 class Tape(NamedTuple):

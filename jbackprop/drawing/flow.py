@@ -58,23 +58,24 @@ def plot_flow(
     grid = figure.subplots(len(rows), count, squeeze=False, height_ratios=heights)
     names = [f"δ$^{{{l}}}$" for l in range(len(deltas), 0, -1)] + ["x"]
     for line, name, row in zip(grid, names, rows, strict=True):
+        shades = "gray_r" if name == "x" and (row.ndim > 2 or row.min() >= 0) else None
         for axes, values in zip(line, row, strict=True):
-            _draw(axes, values, name)
+            _draw(axes, values, shades)
         line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=11)
     for line, delta in zip(grid, reversed(deltas), strict=False):
         mean = np.linalg.norm(delta.reshape(count, -1), axis=1).mean()
         where = line[-1].transAxes
-        line[-1].text(1.06, 0.5, f"‖·‖ {mean:.1e}", transform=where, va="center", fontsize=7.5)
+        line[-1].text(1.06, 0.5, f"‖·‖ {mean:.2g}", transform=where, va="center", fontsize=7.5)
     caption(figure, title)
     return figure
 
 
-def _draw(axes: Any, values: Any, name: str) -> None:
+def _draw(axes: Any, values: Any, shades: str | None) -> None:
     image = values.ndim > 1
     shown = values if image else values[None]
     shape: Any = None if image else "auto"
-    if name == "x" and (image or values.min() >= 0):
-        axes.imshow(shown, cmap="gray_r", aspect=shape)
+    if shades:
+        axes.imshow(shown, cmap=shades, aspect=shape)
     elif image:
         axes.imshow(shown, cmap="magma_r", vmin=0)
     else:

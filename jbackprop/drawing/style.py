@@ -113,8 +113,25 @@ def curves(
     axes.grid(axis="y")
     if log:
         axes.set_yscale("log")
+        in_decimals(axes.yaxis)
     if names is not None:
         axes.legend(ncols=2 if len(names) > 3 else 1)
+
+
+def in_decimals(axis: Any) -> None:
+    """The labels of a logarithmic axis as 0.3 and 200, where all are of such a size."""
+    from matplotlib.ticker import LogFormatterSciNotation
+
+    class Decimals(LogFormatterSciNotation):
+        """Says which ticks have a label, as its parent does, and says it otherwise."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            power = super().__call__(x, pos)
+            low, high = axis.get_view_interval()
+            return f"{x:g}" if power and low > 5e-4 and high < 2e5 else power
+
+    axis.set_major_formatter(Decimals())
+    axis.set_minor_formatter(Decimals(minor_thresholds=(1, 0.4), labelOnlyBase=False))
 
 
 def caption(figure: Any, text: str) -> None:

@@ -105,7 +105,7 @@ def plot_weights(params: Any, before: Any = None, *, title: str = "", figure: An
 
 @picture
 def plot_outer(delta: Any, a: Any, *, title: str = "", figure: Any = None) -> Any:
-    """∂C/∂w = δ aᵀ of ONE example, as on the slide: a column times a row is the matrix.
+    """The outer product ∂C/∂w = δ aᵀ of ONE example, as on the slide: a column times a row.
 
     Args:
         delta: (n,), of a layer.
@@ -132,7 +132,7 @@ def plot_outer(delta: Any, a: Any, *, title: str = "", figure: Any = None) -> An
     for place, (values, name) in zip(axes, parts, strict=True):
         heat(place, values)
         place.set_title(name, loc="center")
-        if n * m <= 40:
+        if n * m <= 40 and m <= 6:  # beyond, a column is narrower than its number
             _written(place, values)
     caption(figure, title)
     return figure

@@ -207,7 +207,7 @@ class ObserveAll:
 
 
 def observe_all(net: Network) -> ObserveAll:
-    """(factors, state, updates) -> `Panel`: to be written as `observe=`. Cost: ≤ 5/3.
+    """An `observe=` that tells all of it: (factors, state, updates) -> `Panel`. Cost: ≤ 5/3.
 
     Equal functions for equal networks, so that it compiles once.
 

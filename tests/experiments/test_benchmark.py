@@ -196,3 +196,6 @@ def test_the_machine_has_a_name_fit_for_a_file(monkeypatch):
     device = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(jax, "devices", lambda: [device])
     assert machine.name() == "nvidia-h100-80gb-hbm3"
+    assert machine.told(machine.name()) == "NVIDIA H100 80GB HBM3"
+    assert machine.told("amd-epyc-2-cores") == "AMD EPYC, 2 cores"
+    assert machine.told("intel-xeon-1-core") == "Intel Xeon, 1 core"

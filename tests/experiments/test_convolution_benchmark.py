@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
@@ -73,9 +72,10 @@ def test_a_peer_with_other_numbers_is_named_and_not_timed(capsys):
     assert "left out: bad at toy" in capsys.readouterr().err
 
 
-def test_the_readme_has_the_tables_of_the_results_that_it_names():
-    text = (ROOT / "README.md").read_text("utf-8")
-    files = (ROOT / "experiments/benchmark/results").glob("*-convolution.json")
-    results: list[Any] = [json.loads(path.read_text("utf-8")) for path in files]
-    made = [convolution.tables(each) for each in results]
-    assert text in [report.into_readme(text, table, convolution.MARK) for table in made]
+def test_pages_have_the_tables_of_the_results_that_they_name():
+    text, made = (ROOT / "README.md").read_text("utf-8"), []
+    for path in (ROOT / "experiments/benchmark/results").glob("*-convolution.json"):
+        results = json.loads(path.read_text("utf-8"))
+        assert path.with_suffix(".md").read_text("utf-8") == convolution.page(results)
+        made.append(report.into_readme(text, convolution.of_steps(results), convolution.MARK))
+    assert text in made

@@ -49,7 +49,7 @@ def test_a_dense_networks_flow_is_its_deltas_from_above():
     assert [line[0].get_ylabel() for line in grid] == ["δ$^{2}$", "δ$^{1}$", "x"]
     told = [line[-1].texts[0].get_text() for line in grid[:2]]
     sizes = [np.linalg.norm(np.asarray(d[:4]), axis=1).mean() for d in reversed(factors.delta)]
-    assert told == [f"‖·‖ {size:.1e}" for size in sizes]
+    assert told == [f"‖·‖ {size:.2g}" for size in sizes]
     assert grid[0, 0].figure.get_suptitle() == "here"
 
 
@@ -66,6 +66,15 @@ def test_over_positions_it_is_the_size_of_delta(net):
     expected = x.mean(1) if net is SOLID else x
     for shown, image in zip(images(grid[2]), expected, strict=True):
         np.testing.assert_allclose(np.squeeze(shown), image, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("least", "grey"), [(0.0, True), (-0.5, False)])
+def test_inputs_are_grey_where_none_of_them_is_below_0(least, grey):
+    factors = factors_of(DENSE)
+    x = jnp.full((5, 3), 0.5).at[1, 2].set(least)  # one entry of one example decides for all
+    factors = factors._replace(tape=factors.tape._replace(a=(x, *factors.tape.a[1:])))
+    shown = grid_of(jb.plot_flow(factors), 3)[2]
+    assert {axes.images[0].get_cmap().name == "gray_r" for axes in shown} == {grey}
 
 
 def test_inputs_may_be_shown_as_other_images():
@@ -127,10 +136,26 @@ def test_the_outer_product_is_written_as_on_the_slide():
     ):
         np.testing.assert_array_equal(shown, expected)
     assert [text.get_text() for text in axes[0].texts] == ["0.5", "1.5", "-0.5", "-2", "-6", "2"]
-    assert not jb.plot_outer(np.ones(9), np.ones(9)).axes[0].texts
+    for n, m, written in ((9, 9, 0), (6, 6, 36), (3, 7, 0)):  # nor where columns are narrow
+        assert len(jb.plot_outer(np.ones(n), np.ones(m)).axes[0].texts) == written
 
 
 # ---- how training went
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([0.3, 2], {"0.3", "0.4", "0.6", "1", "2"}), ([20, 300], {"20", "60", "100", "300"}),
+     ([1e-6, 1], {"$\\mathdefault{10^{-6}}$"}), ([1e3, 1e7], {"$\\mathdefault{10^{3}}$"})],
+)  # fmt: skip
+def test_a_logarithmic_axis_has_decimals_where_they_are_short(values, labels):
+    figure = jb.plot_lines({"a": values}, log=True)
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    both = axis.get_ticklabels(which="both")
+    found = {text.get_text() for text in both} - {""}
+    assert labels <= found
+    assert all(text.startswith("$") for text in found) or not any("$" in t for t in found)
 
 
 def test_lines_stand_where_they_should():
