@@ -13,7 +13,14 @@ _INDEXED = re.compile(
     rf"(?:(?<![A-Za-z0-9_])(?:E|[^\W\d_])[\u0300-\u036f]?|[)\]‖ḡãΣ∇∂])((?:{_INDEX})+)"
 )
 _ONE = re.compile(_INDEX)
-_WORDS = nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.image
+_WORDS = (
+    nodes.literal,
+    nodes.literal_block,
+    nodes.doctest_block,
+    nodes.math,
+    nodes.math_block,
+    nodes.image,
+)
 
 
 class Indices(SphinxPostTransform):

@@ -84,7 +84,8 @@ def costs() -> str:
         spatial = file.stem.endswith("-convolution")
         what = "Convolutional networks" if spatial else "Dense networks"
         parts.append(f"## {what}, {machine.told(results['machine'])}\n")
-        parts.append(convolution.tables(results) if spatial else report.summary(results))
+        tables = convolution.tables(results) if spatial else report.summary(results)
+        parts.append(tables.replace(" (", "\u00a0("))  # a figure stays beside its ratio
     return "\n".join(parts) + "\n"
 
 

@@ -224,7 +224,7 @@ def clipped_sum(max_norm: Any, divisor: Any) -> ClippedSum:
     """A `gradient=` for private training:
     (factors) -> Σ_i w_i clip(g_i) / divisor, in float32 at least.
 
-    The gradient of DP-SGD before its noise: the divisor is the *expected* size of a sample, which
+    The gradient of DP-SGD before its noise: the divisor is the expected size of a sample, which
     does not depend on who is in it, so that one example moves the result by at most
     max_norm / divisor (with weights of 0 and 1). An example whose gradient is no finite number, or
     whose δ or a is longer than any, cannot be bounded, and counts as 0: a sum of NaN would tell

@@ -172,7 +172,7 @@ def kronecker_factors(
     E[ã ãᵀ] with ã = (a^{l-1}, 1), and E[δ^l (δ^l)ᵀ]. Cost: 2.
 
     Shapes (n_in + 1, n_in + 1) and (n_l, n_l); weighted means over the batch. δ belongs to the
-    targets t of the batch, so A ⊗ D stands for the *empirical* Fisher matrix E[g gᵀ]. The Fisher
+    targets t of the batch, so A ⊗ D stands for the empirical Fisher matrix E[g gᵀ]. The Fisher
     matrix itself, and with it the Gauss-Newton matrix, takes t from the network's own output: pass
     factors of targets drawn from it. Martens and Grosse, "Optimizing Neural Networks with
     Kronecker-factored Approximate Curvature", 2015, arXiv:1503.05671; Kunstner et al., "Limitations
