@@ -126,7 +126,8 @@ walkthrough: $(VENV)/.docs ## the slides with every number, as one page
 	$(RUN) tools/render.py experiments/walkthrough.py build/walkthrough.html
 
 docs: $(VENV)/.docs ## the documentation as a site, its links checked
-	$(RUN) -m sphinx -E -W --keep-going -q -b html docs build/docs
+	rm -rf build/docs docs/generated
+	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	$(RUN) tools/check_links.py build/docs
 	$(QUICK) $(RUN) -m pytest -q tests/test_render.py
 

@@ -30,7 +30,10 @@ extensions = [
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
-exclude_patterns = ["generated/reference.md", "_build"]
+exclude_patterns = [
+    *("generated/" + name for name in make_pages.PARTS),  # which other pages include
+    "_build",
+]
 html_theme = "furo"
 html_title = "jbackprop"
 html_static_path = ["_static"]
@@ -56,7 +59,11 @@ def _equation(self: SphinxTranslator, node: nodes.Element, *, block: bool = Fals
 
 def _outcomes(app: Sphinx, page: str, source: list[str]) -> None:
     if not page.startswith("generated/"):
-        source[0] = make_pages.with_outcomes(source[0], page, MADE)
+        source[0] = make_pages.with_outcomes(make_pages.listings(source[0]), page, MADE)
+
+
+def _listings(app: Sphinx, error: Exception | None) -> None:
+    make_pages.write_listings(Path(app.outdir) / "listings")
 
 
 def setup(app: Sphinx) -> None:
@@ -66,5 +73,6 @@ def setup(app: Sphinx) -> None:
     block = partial(_equation, block=True)
     app.add_html_math_renderer("mathml", (_equation, None), (block, None))
     app.connect("source-read", _outcomes)
+    app.connect("build-finished", _listings)
     app.connect("viewcode-follow-imported", lambda app, module, name: made_in.get(name))
     app.connect("autodoc-process-docstring", make_pages.as_text, priority=400)  # before napoleon

@@ -30,11 +30,33 @@ ROOMS = {
 }
 
 
+# what a user may ask of a record beside its fields
+MEMBERS = {
+    "Activation": ["from_function"],
+    "Conv": ["z_shape", "w_shape", "apply", "transpose", "rows", "weighted_sum"],
+    "MaxPool": ["out_shape", "apply", "transpose"],
+    "Network": ["maps", "pools", "shapes", "z_shapes", "flat", "activations"],
+    "Report": ["passed", "failures"],
+}
+SAID = {  # what stands above a room's names
+    "What the factors tell": """
+*Cost* is arithmetic in multiples of the plain gradient's, of a dense network of equal widths n ≥ B;
+[what it costs](costs.md) has times. p_i = w_i / Σ w_i are the shares of the examples, and κ = Σ
+p_i² is 1/B where all weigh the same.
+
+""",
+}
+
+
+PARTS = "activations.md", "cost_functions.md", "costs.md", "reference.md"
+
+
 def write(folder: Path) -> None:
     """All of them."""
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
-        "activations.md": activations(),
+        "activations.md": formulas(jb.Activation),
+        "cost_functions.md": formulas(jb.Cost),
         "costs.md": costs(),
         "reference.md": reference(),
         "walkthrough.md": walkthrough(folder),
@@ -45,27 +67,15 @@ def write(folder: Path) -> None:
             file.write_text(text, "utf-8")
 
 
-def activations() -> str:
-    """Every activation and cost: formula, and name elsewhere."""
+def formulas(kind: type) -> str:
+    """Every activation or every cost: formula, and name elsewhere."""
     public = {name: getattr(jb, name) for name in jb.__all__}
-    table = lambda kind: "\n".join(
+    rows = "\n".join(
         f"| `{name}` | {_cell(value.formula)} | {_cell(value.elsewhere)} |"
         for name, value in public.items()
         if isinstance(value, kind)
     )
-    head = "| name | formula | elsewhere |\n| --- | --- | --- |\n"
-    return (
-        "# Activations and costs\n\n"
-        "Each has its derivative by hand, compared with differences and with autodiff. "
-        "`softmax` is an output only.\n\n"
-        f"## Activations\n\n{head}{table(jb.Activation)}\n\n"
-        "With another constant: `leaky_relu_of(slope)`, `elu_of(alpha)`. One of your own is "
-        "`Activation(name, f, df)`; `Activation.from_function(name, f)` derives f' by autodiff; "
-        "`check_derivatives` compares.\n\n"
-        f"## Costs\n\nOf one example.\n\n{head}{table(jb.Cost)}\n\n"
-        "With another constant: `huber_of(delta)`. One of your own is `Cost(name, value, grad)`: "
-        "[a worked example](../howto/regression.md).\n"
-    )
+    return f"| name | formula | elsewhere |\n| --- | --- | --- |\n{rows}\n"
 
 
 def _cell(text: str) -> str:
@@ -74,11 +84,7 @@ def _cell(text: str) -> str:
 
 def costs() -> str:
     """The tables of the results files."""
-    parts = [
-        "# What it costs\n",
-        "Measured by commands of the project (`make benchmark`, `make benchmark-convolution`), "
-        "each candidate in turn in one process, after its numbers were compared with ours.\n",
-    ]
+    parts = []
     for file in sorted(RESULTS.glob("*.json")):
         results = json.loads(file.read_text("utf-8"))
         spatial = file.stem.endswith("-convolution")
@@ -103,9 +109,10 @@ def reference() -> str:
         rooms[ROOMS[room]].append(name)
     parts = []
     for title, names in rooms.items():
+        said = SAID.get(title, "")
         listed = "\n".join(f"   {name}" for name in names)
         parts.append(
-            f"## {title}\n\n```{{eval-rst}}\n.. currentmodule:: jbackprop\n\n"
+            f"## {title}\n\n{said}```{{eval-rst}}\n.. currentmodule:: jbackprop\n\n"
             f".. autosummary::\n   :nosignatures:\n\n{listed}\n```\n"
         )
         for name in names:
@@ -113,6 +120,7 @@ def reference() -> str:
             named = "function" if inspect.isroutine(inspect.unwrap(value)) else "data"
             kind = "class" if inspect.isclass(value) else named
             bare = "   :no-value:\n" if kind == "data" else ""
+            bare += f"   :members: {', '.join(MEMBERS[name])}\n" if name in MEMBERS else ""
             parts.append(f"```{{eval-rst}}\n.. auto{kind}:: jbackprop.{name}\n{bare}```\n")
     return "\n".join(parts)
 
@@ -131,6 +139,23 @@ def walkthrough(folder: Path) -> str:
         parts.append(f"{render.FOLD}\n{code}\n</details>\n" if cell.folded else code)
         parts.append(_outcome(cell, names, str(script), folder / f"walkthrough-{i}.png", ""))
     return "\n".join(parts)
+
+
+LINK = re.compile(r"\[`([^`]+)`\]\(\.\./jbackprop/(\S+)\.py\)")
+
+
+def listings(text: str) -> str:
+    """Links to files of the package, as links to their listings."""
+    return LINK.sub(r'<a href="listings/\2.html"><code>\1</code></a>', text)
+
+
+def write_listings(folder: Path) -> None:
+    """Every file of the package with its lines numbered, as a page of its own."""
+    for file in sorted((ROOT / "jbackprop").rglob("*.py")):
+        page = folder / file.relative_to(ROOT / "jbackprop").with_suffix(".html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        title = file.relative_to(ROOT).as_posix()
+        page.write_text(render.listing(title, file.read_text("utf-8")), "utf-8")
 
 
 def with_outcomes(text: str, page: str, folder: Path) -> str:

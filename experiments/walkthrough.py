@@ -4,7 +4,9 @@
 # Each slide of the talk that this project was made from, in its order: the equation, the line of
 # the library that is it, and its numbers, worked out by hand for a network of 2, 3 and 2 units and
 # compared with what the library says. Every number and picture here was computed as this page was
-# made. To run it yourself: `python -m experiments.walkthrough`, or open the file as a notebook.
+# made. To run it yourself, in a checkout: `make walkthrough` makes this page,
+# `python -m experiments.walkthrough` prints its numbers, and an editor that knows `# %%` cells
+# opens the file as a notebook.
 
 # %% tags=["hide-input"]
 import dataclasses
@@ -34,10 +36,10 @@ class Options:
 quick = tyro.cli(Options).quick if __name__ == "__main__" else False
 
 
-def same(by_hand, by_library):
+def same(by_hand, by_library, how="by hand"):
     """Prints both to four digits, and stops where they differ."""
-    for name, numbers in (("by hand   ", by_hand), ("by library", by_library)):
-        print(name, np.round(np.asarray(numbers, np.float64), 4).tolist())
+    for name, numbers in ((how, by_hand), ("by library", by_library)):
+        print(f"{name:11}", np.round(np.asarray(numbers, np.float64), 4).tolist())
     np.testing.assert_allclose(by_hand, by_library, rtol=1e-5, atol=1e-7)
 
 
@@ -234,7 +236,7 @@ print("∂C/∂w¹_11 by differences", round((cost(moved(step)) - cost(moved(-st
 print("∂C/∂w¹_11 = δ¹_1 x_1    ", round(float(gradient[0].w[0, 0]), 6))
 floats = jax.tree.map(jnp.float32, params)
 by_autodiff = jax.grad(lambda p: jb.mean_cost(net, p, x[None], t[None]))(floats)
-same(by_autodiff[0][0], gradient[0].w)
+same(by_autodiff[0][0], gradient[0].w, how="by jax.grad")
 
 # %% [markdown]
 # ## Summary

@@ -83,7 +83,7 @@ def test_the_readme_is_short_and_leads_to_every_page():
     text = (DOCS.parent / "README.md").read_text("utf-8")
     assert text.count("\n") < 250
     assert {NAME(p) for p in PAGES} - {*re.findall(r"\]\(docs/(\S+\.md)\)", text)} == {
-        "index.md", "howto/index.md", "reference.md",
+        "index.md", "howto/index.md", "reference.md", "activations.md", "costs.md",
     }  # fmt: skip
 
 

@@ -72,6 +72,15 @@ def test_a_page_holds_all_of_it_and_needs_nothing_from_elsewhere(tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', text)
 
 
+def test_a_listing_numbers_its_lines_and_needs_nothing_from_elsewhere():
+    text = render.listing("a/file.py", "x = 1\n# a <comment>\n")
+    assert "<title>a/file.py</title>" in text
+    assert 'href="#line-2"' in text
+    assert 'name="line-2"' in text
+    assert "a &lt;comment&gt;" in text
+    assert not re.search(r'(src|href)="(?!#|data:)', text)
+
+
 def test_a_line_of_the_source_is_found_where_it_stands():
     import jbackprop.core.backward as backward
 

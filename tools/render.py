@@ -34,6 +34,7 @@ pre { font: .85rem/1.5 ui-monospace, monospace; overflow-x: auto; padding: .7rem
   border-radius: 6px; background: var(--shade); margin: .8rem 0; }
 pre.printed { background: none; border-left: 3px solid var(--line); border-radius: 0;
   color: var(--soft); }
+.linenos, .linenos a { color: var(--soft); text-decoration: none; padding-right: .8em; }
 summary { color: var(--soft); cursor: pointer; }
 code { font-family: ui-monospace, monospace; font-size: .9em; }
 img { max-width: 100%; background: #fff; border-radius: 6px; display: block; margin: 1rem 0; }
@@ -124,7 +125,17 @@ def page(script: Path) -> str:
             parts.append(f'<pre class="printed">{html.escape(printed.rstrip())}</pre>')
         parts.append(shown(value))
     heading = re.search(r"<h1>(.*?)</h1>", "".join(parts))
-    title = heading[1] if heading else title
+    return _whole(heading[1] if heading else title, "\n".join(parts))
+
+
+def listing(title: str, code: str) -> str:
+    """A file of Python with its lines numbered, as a page of its own."""
+    formatter = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
+    return _whole(title, f"<h2>{title}</h2>{highlight(code, PythonLexer(), formatter)}")
+
+
+def _whole(title: str, body: str) -> str:
+    """A page in light and dark that needs nothing from elsewhere."""
     light, dark = (
         HtmlFormatter(style=style).get_style_defs(".highlight") for style in ("tango", "monokai")
     )
@@ -135,7 +146,6 @@ def page(script: Path) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{STYLE}\n{colors}</style>"
     )
-    body = "\n".join(parts)
     return f'<!doctype html><html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 

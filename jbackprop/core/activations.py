@@ -6,7 +6,7 @@
 from typing import Any
 
 from jbackprop.core import formulas
-from jbackprop.core.records import Activation, Constants, as_constant
+from jbackprop.core.records import Activation, Constants, as_constant, written
 
 
 def _activation(name: str, f: Any, df: Any, formula: str, elsewhere: str) -> Activation:
@@ -51,7 +51,7 @@ def elu_of(alpha: Any) -> Activation:
         "elu" if alpha == 1 else f"elu_of({alpha:g})",
         Constants(formulas.elu, (alpha,)),
         Constants(formulas.d_elu, (alpha,)),
-        f"z for z > 0, {alpha:g} (e^z - 1) below",
+        f"z for z > 0, {written(alpha)}(e^z - 1) below",
         f"torch.nn.ELU({alpha:g}), jax.nn.elu",
     )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jbackprop.core.numerics import ratio
-from jbackprop.core.records import Constants, Cost, as_constant
+from jbackprop.core.records import Constants, Cost, as_constant, written
 
 Y = Float[Array, " n"]
 Scalar = Float[Array, ""]
@@ -86,7 +86,7 @@ def huber_of(delta: Any) -> Cost:
         "huber" if delta == 1 else f"huber_of({delta:g})",
         Constants(_huber, (delta,)),
         Constants(_d_huber, (delta,)),
-        formula=f"Σ_k ½ e² where |e| ≤ {delta:g}, {delta:g} (|e| - {delta / 2:g}) beyond; "
+        formula=f"Σ_k ½ e² where |e| ≤ {delta:g}, {written(delta)}(|e| - {delta / 2:g}) beyond; "
         "e = y_k - t_k",
         elsewhere=f'torch.nn.HuberLoss(reduction="sum", delta={delta:g}), optax.huber_loss',
     )

@@ -26,6 +26,11 @@ def as_constant(name: str, value: Any, *, positive: bool = False) -> float:
     return number
 
 
+def written(constant: float) -> str:
+    """As a factor of what follows in a formula, where 1 is not written."""
+    return "" if constant == 1 else f"{constant:g} "
+
+
 @dataclass(frozen=True)
 class Constants:
     """A function with its constants: equal functions of equal constants are equal, and pickle."""
