@@ -1,6 +1,7 @@
 """Pages that are made and not written: the walk-through, the tables, and the list of all names."""
 
 import ast
+import functools
 import inspect
 import io
 import itertools
@@ -191,6 +192,7 @@ def _outcome(cell: render.Cell, names: dict[str, Any], file: str, picture: Path,
     return f"{text}![{render.told(value)}]({at}{picture.name})\n"
 
 
+@functools.cache
 def values() -> dict[str, tuple[str, str]]:
     """Public names that are neither a class nor a function: the module of each, and the string that
     stands below it there."""
