@@ -127,7 +127,7 @@ walkthrough: $(VENV)/.docs ## the slides with every number, as one page
 
 docs: $(VENV)/.docs ## the documentation as a site, its links checked
 	rm -rf build/docs docs/generated
-	$(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
+	$(QUICK) $(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	$(RUN) tools/check_links.py build/docs
 	$(QUICK) $(RUN) -m pytest -q tests/test_render.py
 
