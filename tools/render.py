@@ -131,7 +131,8 @@ def page(script: Path) -> str:
 def listing(title: str, code: str) -> str:
     """A file of Python with its lines numbered, as a page of its own."""
     formatter = HtmlFormatter(linenos="inline", lineanchors="line", anchorlinenos=True)
-    return _whole(title, f"<h2>{title}</h2>{highlight(code, PythonLexer(), formatter)}")
+    code = highlight(code, PythonLexer(), formatter)
+    return _whole(title, f"<style>body {{ max-width: 62rem }}</style><h2>{title}</h2>{code}")
 
 
 def _whole(title: str, body: str) -> str:
