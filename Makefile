@@ -49,6 +49,12 @@ TOY := tests/experiments/test_benchmark.py::test_the_whole_command_at_toy_size
 test: $(STAMP) ## every test and example
 	$(QUICK) $(RUN) -m pytest $(SHARED) --deselect $(TOY)
 
+# Eight devices in one process; programs of all of them, several at once, may wait for each other.
+MESH := JAX_NUM_CPU_DEVICES=8 JAX_CPU_ENABLE_ASYNC_DISPATCH=false
+
+test-mesh: $(STAMP) ## meshes of eight devices
+	$(MESH) $(QUICK) $(RUN) -m pytest $(SHARED) tests/mesh
+
 test-newest: ## the same on the newest Python here, with coverage
 	@newest=$$($(PYTHON) tools/newest_python.py) || { echo "No Python newer than the default here: its tests were not run."; exit 0; }; \
 	$(MAKE) test-there VENV=.venv-newest PYTHON=$$newest
@@ -56,6 +62,7 @@ test-newest: ## the same on the newest Python here, with coverage
 test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
 	$(COMPILED) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --deselect $(TOY) $(COVERED)
+	$(MESH) $(QUICK) $(RUN) -m pytest $(AS_USERS) $(SHARED) tests/mesh
 
 test-wheel: $(STAMP) ## the same from the built wheel, elsewhere
 	rm -rf dist .venv-wheel
@@ -166,4 +173,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution mnist1d panel nielsen seeds test test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there
+.PHONY: help digits private convolution mnist1d panel nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there

@@ -15,6 +15,7 @@ from jbackprop.core.backward import backpropagation
 from jbackprop.core.checks import as_input
 from jbackprop.core.factors import sum_gradient
 from jbackprop.core.network import Network, as_layers
+from jbackprop.core.placement import like, placed, rows_like
 from jbackprop.core.rules import Rule
 from jbackprop.core.vjp import Pull, input_gradient, vjp
 
@@ -86,6 +87,13 @@ def _forwards(net: Network, rule: Rule, layers: Any, x: Any, feedback: Any, key:
     return vjp(net, layers, x, rule=rule, feedback=feedback, key=key)
 
 
+def _as_given(given: dict[str, Any], shapes: Any) -> Any:
+    """The gradients lie as the params and x do."""
+    pull, (layers, x, _, _) = given["pull"], shapes
+    return like(pull.layers, layers), rows_like(pull.tape, x), None, None
+
+
+@placed(_as_given)
 def _backwards(net: Network, rule: Rule, pull: Pull, cotangent: Any) -> Any:
     factors = pull(cotangent)
     summed = jax.tree.map(lambda g, w: g.astype(w.dtype), sum_gradient(factors), pull.layers)

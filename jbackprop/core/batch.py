@@ -18,6 +18,7 @@ from jbackprop.core.checks import as_input, as_target, as_weight, is_label
 from jbackprop.core.heads import head
 from jbackprop.core.network import Network, Params, Tape, as_layers, forward, pooled
 from jbackprop.core.numerics import weighted_mean, wide
+from jbackprop.core.placement import everywhere, placed
 
 Scalar = Float[Array, ""]
 
@@ -146,6 +147,7 @@ def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
     return batch.absent & ~(whole & jax.vmap(regular)(xs, ts))
 
 
+@placed(everywhere)
 def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) -> Scalar:
     """The weighted mean cost of a batch, by the forward pass only: the thing to hand to `jax.grad`.
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from jbackprop.core.arrays import check_key
@@ -21,6 +22,7 @@ from jbackprop.core.checks import in_the_structure_of
 from jbackprop.core.maps import Map, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, product, unit, weighted_mean
+from jbackprop.core.placement import by_example, everywhere, like, placed
 from jbackprop.core.rules import Rule, none
 from jbackprop.core.sums import bias_sum, outer_sum
 
@@ -54,6 +56,7 @@ class Used:
     map: Map
 
 
+@placed(by_example("x"))
 def backprop(
     net: Network,
     params: Any,
@@ -160,6 +163,7 @@ def sums_over_batch(factors: Factors, c: Float[Array, " B"], held: Any = ()) -> 
     return tuple(found)
 
 
+@placed(everywhere)
 def sum_gradient(factors: Factors) -> Params:
     """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ.
 
@@ -167,6 +171,7 @@ def sum_gradient(factors: Factors) -> Params:
     return sums_over_batch(factors, factors.weight)
 
 
+@placed(everywhere)
 def mean_gradient(factors: Factors) -> Params:
     """The weighted mean of the examples' gradients: Σ_i w_i g_i / Σ_i w_i; 0 where every w_i is 0.
 
@@ -190,6 +195,7 @@ def mean_of(factors: Factors, sums: Callable[[Array], Params]) -> Params:
     return jax.tree.map(lambda g: (g * share).astype(dtype), sums(weight))
 
 
+@placed(by_example("factors"))
 def example_gradients(factors: Factors) -> Params:
     """Every example's gradient g_i, with a leading axis B: B · P numbers, for looking only."""
     maps = [used.map for used in factors.maps]
@@ -202,6 +208,7 @@ def example_gradients(factors: Factors) -> Params:
     return jax.vmap(example)(factors.tape, factors.delta)
 
 
+@placed(lambda given, shapes: (P(), like(given["params"], shapes[1])))
 def value_and_grad(
     net: Network, params: Any, x: Any, t: Any, *, weight: Any = None
 ) -> tuple[Scalar, Any]:

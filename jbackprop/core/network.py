@@ -23,6 +23,7 @@ from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
 from jbackprop.core.linear import Dense
 from jbackprop.core.maps import Map, shaped
+from jbackprop.core.placement import by_example, placed
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.summary import summary
@@ -296,6 +297,7 @@ def unpooled(pool: Pool | None, u: Any, e: Array) -> Array:
     return shaped(pool, "transpose(u, e)", pool.transpose(u, e), u.shape)
 
 
+@placed(by_example("x"))
 def predict(net: Network, params: Any, x: Any) -> Float[Array, "*batch n_out"]:
     """The output y = a^L, of shape (..., n_L), for inputs x of shape (..., n_0): any leading axes.
 

@@ -6,7 +6,7 @@
 The rest is `propagate`, as under a cost of the network's own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from jbackprop.core.heads import through
 from jbackprop.core.maps import shaped
 from jbackprop.core.network import Network, Params, Tape, as_layers, forward, pooled, unpooled
 from jbackprop.core.numerics import at_least_float32, wide
+from jbackprop.core.placement import by_example, everywhere, like, placed, rows_like
 from jbackprop.core.rules import Rule
 
 
@@ -42,10 +43,11 @@ class Pull:
     masked: bool
     layers: Params
     tape: Tape
-    weight: Array
+    weight: Any  # as a pytree it may hold shapes, or where arrays lie
     feedback: Any
     keys: Any
 
+    @placed(by_example("cotangent"))
     def __call__(self, cotangent: Any) -> Factors:
         """The factors of ∂C_i/∂w^l, with cost and t 0."""
         y, net = self.tape.a[-1], self.net
@@ -72,6 +74,17 @@ class Pull:
         return Factors(cost, tape, deltas, jnp.zeros_like(y), self.weight, maps_of(net))
 
 
+def _as_given(given: dict[str, Any], shapes: Any) -> Any:
+    """y and what is kept of every example lie as x does, parameters as they do."""
+    y, pull = shapes
+    rows = lambda kept: rows_like(given["x"], kept)
+    layers = like(given["params"], pull.layers)
+    kept = {name: rows(getattr(pull, name)) for name in ("tape", "weight", "keys")}
+    feedback = everywhere(given, pull.feedback)
+    return rows(y), replace(pull, layers=layers, feedback=feedback, **kept)
+
+
+@placed(_as_given)
 def vjp(
     net: Network,
     params: Any,
@@ -121,6 +134,7 @@ def vjp(
     return blank(batch.absent, tape.a[-1]), pull
 
 
+@placed(by_example("factors"))
 def input_gradient(net: Network, params: Any, factors: Factors) -> Float[Array, "B *in_shape"]:
     """The gradient in the inputs:
     ∂C_i/∂x_i = (w^1)ᵀ δ_i^1 of every example, what it would take to change each input.

@@ -38,6 +38,7 @@ from jbackprop.core.numerics import (
     weighted_mean,
     wide,
 )
+from jbackprop.core.placement import everywhere, placed
 from jbackprop.quantities.arguments import as_direction
 from jbackprop.quantities.layers import RankOne, flat_pairs, layers_of
 from jbackprop.quantities.moments import deviations, second_moment
@@ -48,6 +49,7 @@ from jbackprop.quantities.statistics import plain_inner_products, plain_products
 Scalar = Float[Array, "*nets"]
 
 
+@placed(everywhere)
 def norm_test(factors: Factors) -> Scalar:
     """Whether a batch is large enough:
     the variance of ḡ over its squared norm, κ/(1-κ) Σ p_i ‖g_i - ḡ‖² / ‖ḡ‖². Cost: 1."""
@@ -60,12 +62,14 @@ def norm_test_of(found: Noise) -> Scalar:
     return ratio(around, found.total(found.mean))
 
 
+@placed(everywhere)
 def inner_product_test(factors: Factors) -> Scalar:
     """Whether a batch is large enough along ḡ:
     κ/(1-κ) Σ p_i (⟨g_i, ḡ⟩ - ‖ḡ‖²)² / ‖ḡ‖⁴. Cost: ≤ 4/3."""
     return split_tests(factors)[0]
 
 
+@placed(everywhere)
 def orthogonality_test(factors: Factors) -> Scalar:
     """Whether a batch is large enough across ḡ:
     the norm test's number less the inner-product test's. Cost: ≤ 4/3.
@@ -139,6 +143,7 @@ def _careful_along_mean(factors: Factors, p: Array) -> Array:
     return found
 
 
+@placed(everywhere)
 def signal_to_noise(factors: Factors) -> Params:
     """The gradient signal-to-noise ratio, entry by entry: ḡ ⊙ ḡ / variance. Cost: 4/3, or 8/3.
 
@@ -150,6 +155,7 @@ def signal_to_noise(factors: Factors) -> Params:
     return jax.tree.map(signal, *deviations(factors))
 
 
+@placed(everywhere)
 def takeuchi(factors: Factors, curvature: Any = None) -> Scalar:
     """A measure of generalisation, the Takeuchi information criterion with diagonals only:
     Σ_j E[g_j²] / h_j. Cost: 4/3.

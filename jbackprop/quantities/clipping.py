@@ -18,12 +18,14 @@ from jbackprop.core.arrays import as_numbers, check_positive, is_concrete
 from jbackprop.core.factors import Factors, mean_of, sums_over_batch
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import at_least_float32, norm, quotient, rounding, wide
+from jbackprop.core.placement import by_example, everywhere, placed
 from jbackprop.quantities.arguments import as_limit
 from jbackprop.quantities.ghost import held_of
 from jbackprop.quantities.layers import Shared, flat_pairs, layers_of
 from jbackprop.quantities.norms import Lengths, lengths
 
 
+@placed(by_example("factors"))
 def scale(factors: Factors, c: Any) -> Factors:
     """Weighs the examples' gradients:
     g_i times c_i, for which δ_i^l becomes c_i δ_i^l in every layer. Cost: 1.
@@ -98,6 +100,7 @@ def shrink(norms: Float[Array, "*shape"], max_norm: Any) -> Float[Array, "*shape
     return jnp.where(inside, 1, factor)
 
 
+@placed(by_example("factors"))
 def clip(factors: Factors, max_norm: Any) -> Factors:
     """Clips every example's gradient to a norm of at most max_norm:
     c_i = min(1, max_norm / ‖g_i‖). Cost: 1.
@@ -128,6 +131,7 @@ def clip(factors: Factors, max_norm: Any) -> Factors:
     return _scale_layers(factors, shrink(norms, limit)[:, None])
 
 
+@placed(by_example("factors"))
 def clip_layers(factors: Factors, max_norms: Any) -> Factors:
     """Clips every example's gradient of layer l to at most max_norms[l]:
     c_{il} = min(1, m_l / ‖g_i^l‖).
@@ -143,6 +147,7 @@ def clip_layers(factors: Factors, max_norms: Any) -> Factors:
     return _scale_layers(factors, shrink(norms, jnp.broadcast_to(limits, norms.shape)))
 
 
+@placed(by_example("factors"))
 def normalize(factors: Factors, *, gamma: Any = 0.01) -> Factors:
     """Automatic clipping: c_i = 1 / (‖g_i‖ + γ), so that every norm is below 1. Cost: 1.
 
@@ -162,6 +167,7 @@ class ClippedMean:
 
     max_norm: Any
 
+    @placed(everywhere)
     def __call__(self, factors: Factors) -> Params:
         limit = as_limit("max_norm", self.max_norm, (), factors.weight.dtype)
         held = [*map(held_of, layers_of(factors))]
@@ -176,6 +182,7 @@ class ClippedSum:
     max_norm: Any
     divisor: Any
 
+    @placed(everywhere)
     def __call__(self, factors: Factors) -> Params:
         held = [*map(held_of, layers_of(factors))]
         found = lengths(factors, held)

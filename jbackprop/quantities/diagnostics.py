@@ -25,6 +25,7 @@ from jbackprop.core.numerics import (
     weighted_mean,
     wide,
 )
+from jbackprop.core.placement import everywhere, placed
 from jbackprop.quantities.arguments import as_edges
 from jbackprop.quantities.batch_size import norm_test_of, split_tests_of
 from jbackprop.quantities.norms import lengths, norm_of_layers
@@ -39,6 +40,7 @@ class Spread(NamedTuple):
     deviation: Float[Array, "*steps L"]
 
 
+@placed(everywhere)
 @jax.jit
 def delta_norms(factors: Factors) -> Spread:
     """How large the error is in every layer: mean and spread of ‖δ_i^l‖ over the batch, (L,)."""
@@ -82,6 +84,7 @@ class Units(NamedTuple):
     saturated: Float[Array, "*steps L1"]
 
 
+@placed(everywhere)
 def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     """Dead and saturated units of every hidden layer, by |f'(z^l)| < threshold."""
     present = factors.weight > 0
@@ -101,6 +104,7 @@ def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
     return Units(*(jnp.stack(v) if v else nothing for v in (dead, saturated)))
 
 
+@placed(everywhere)
 def update_ratio(params: Any, updates: Any) -> Float[Array, " L"]:
     """How far a step moves the parameters of every layer: ‖Δθ^l‖ / ‖θ^l‖, (L,), w and b together.
 
@@ -125,6 +129,7 @@ class Histograms(NamedTuple):
     delta: Float[Array, "*steps L bins"]
 
 
+@placed(everywhere)
 def histograms(factors: Factors, a_edges: Any, delta_edges: Any) -> Histograms:
     """How often a^l and δ^l fall between given edges: weighted counts over examples and units.
 
@@ -188,6 +193,7 @@ class ObserveAll:
 
     net: Network
 
+    @placed(everywhere)
     def __call__(self, factors: Factors, state: Any, updates: Any) -> Panel:
         found = spread(factors)
         along, across = split_tests_of(factors, found)

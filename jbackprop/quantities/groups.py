@@ -14,12 +14,14 @@ from jaxtyping import Array, Bool, Float
 from jbackprop.core.factors import Factors, sums_over_batch
 from jbackprop.core.network import Params
 from jbackprop.core.numerics import SEEN, norm, root, rounding, safe_range, unit, unless
+from jbackprop.core.placement import by_example, everywhere, placed
 from jbackprop.quantities.arguments import as_groups, as_limit
 from jbackprop.quantities.clipping import longest_row, over, scale, shrink
 from jbackprop.quantities.norms import lengths, norm_of_layers
 from jbackprop.quantities.statistics import gram
 
 
+@placed(everywhere)
 def group_gradients(factors: Factors, groups: Any, num_groups: Any) -> Params:
     """One gradient for every user or class u:
     Σ_{i in u} w_i g_i, with a leading axis of num_groups; 0 for an empty group.
@@ -104,6 +106,7 @@ def group_norms(factors: Factors, groups: Any, outside: Any, num_groups: int) ->
     return of_sum + spoilt, *parts
 
 
+@placed(everywhere)
 def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float[Array, " groups"]:
     """Squared gradient norms of users or classes u:
     ‖Σ_{i in u} w_i g_i‖², (num_groups,), from the products of their examples.
@@ -115,6 +118,7 @@ def group_squared_norms(factors: Factors, groups: Any, num_groups: Any) -> Float
     return jnp.square(group_norms(factors, groups, outside, int(num_groups))[0])
 
 
+@placed(by_example("factors"))
 def group_clip(factors: Factors, groups: Any, num_groups: Any, max_norm: Any) -> Factors:
     """Clips the gradient of every user or class: c_u = min(1, max_norm / ‖Σ_{i in u} w_i g_i‖).
 

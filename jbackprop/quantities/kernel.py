@@ -19,10 +19,12 @@ from jbackprop.core.arrays import check_size
 from jbackprop.core.backward import propagate
 from jbackprop.core.checks import as_input
 from jbackprop.core.network import Network, Params, as_layers, forward, pooled, unpooled
+from jbackprop.core.placement import by_example, placed
 from jbackprop.quantities.layers import RankOne, layer_of
 from jbackprop.quantities.statistics import products_of_all
 
 
+@placed(by_example("x"))
 def empirical_ntk(
     net: Network,
     params: Any,

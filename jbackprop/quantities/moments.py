@@ -28,6 +28,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.core.placement import everywhere, placed
 from jbackprop.core.sums import bias_sum, outer_sum
 from jbackprop.quantities.layers import RankOne, Shared, by_kind, layers_of
 from jbackprop.quantities.matrices import deviations_of, moment_of
@@ -35,6 +36,7 @@ from jbackprop.quantities.norms import all_in_range
 from jbackprop.quantities.spread import centred, product_of_deviations
 
 
+@placed(everywhere)
 @jax.jit
 def second_moment(factors: Factors) -> Params:
     """The mean square of the examples' gradients, entry by entry, not centred:
@@ -160,6 +162,7 @@ def _careful_variance(
     return found
 
 
+@placed(everywhere)
 def variance(factors: Factors) -> Params:
     """The variance of the examples' gradients, entry by entry:
     Σ_i w_i (g_i - ḡ) ⊙ (g_i - ḡ) / Σ_i w_i. Cost: 4/3, or 8/3.

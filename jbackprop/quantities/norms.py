@@ -24,6 +24,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.core.placement import by_example, placed
 from jbackprop.quantities.ghost import norms_of
 from jbackprop.quantities.layers import RankOne, Shared, Some, by_kind, flat_pairs, layers_of
 
@@ -114,6 +115,7 @@ def example_norms(factors: Factors) -> Float[Array, " B"]:
     return norm(lengths(factors).gradient)
 
 
+@placed(by_example("factors"))
 @jax.jit
 def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
     """Squared gradient norms by example and layer:
@@ -125,6 +127,7 @@ def layer_squared_norms(factors: Factors) -> Float[Array, "B L"]:
     return jnp.square(lengths(factors).gradient)
 
 
+@placed(by_example("factors"))
 @jax.jit
 def squared_norms(factors: Factors) -> Float[Array, " B"]:
     """Squared gradient norms of all examples:

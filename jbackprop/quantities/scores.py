@@ -13,6 +13,7 @@ from jbackprop.core.examples import in_blocks
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import norms_of_rows, wide
+from jbackprop.core.placement import by_example, placed
 from jbackprop.quantities.norms import example_norms
 from jbackprop.quantities.statistics import inner_products
 
@@ -26,6 +27,7 @@ def grand(factors: Factors) -> Float[Array, " B"]:
     return example_norms(factors)
 
 
+@placed(by_example("factors"))
 def el2n(factors: Factors) -> Float[Array, " B"]:
     """Scores examples by their error, EL2N: ‖y_i - t_i‖, (B,). Cost: a forward pass.
 
@@ -34,6 +36,7 @@ def el2n(factors: Factors) -> Float[Array, " B"]:
     return norms_of_rows(wide(factors.tape.a[-1]) - wide(factors.t))
 
 
+@placed(by_example("x"))
 def influence(
     net: Network,
     params: Any,

@@ -36,6 +36,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.core.placement import everywhere, placed
 from jbackprop.quantities.layers import Shared, Some, flat_pairs, layers_of
 from jbackprop.quantities.matrices import deviations_of
 from jbackprop.quantities.norms import Lengths, lengths, squared_norm
@@ -197,6 +198,7 @@ class NoiseScale(NamedTuple):
     scale: Scalar
 
 
+@placed(everywhere)
 def noise_scale(factors: Factors) -> NoiseScale:
     """From which batch size on more examples buy little:
     tr Σ and |G|², both unbiased, and their ratio. Cost: 1 beside the gradient.

@@ -25,6 +25,7 @@ from jbackprop.core.numerics import (
     unless,
     wide,
 )
+from jbackprop.core.placement import by_example, everywhere, placed
 from jbackprop.quantities.arguments import as_direction, check_same_network
 from jbackprop.quantities.ghost import in_units
 from jbackprop.quantities.layers import RankOne, Shared, Some, flat_pairs, layers_of
@@ -43,6 +44,7 @@ def directions(rows: Float[Array, "B n"]) -> tuple[Array, Array]:
     return wide(rows) / jnp.where(size == 0, 1, size)[:, None], size
 
 
+@placed(by_example("factors"))
 def inner_products(factors: Factors, direction: Any) -> Float[Array, " B"]:
     """Products of every example's gradient with a direction:
     ⟨g_i, v⟩ = Σ_l δ_i^l · (V^l a_i^{l-1} + v^l) for v = (V^l, v^l), (B,). Cost: 1.
@@ -89,6 +91,7 @@ def plain_inner_products(layers: list[Some], direction: Any) -> Float[Array, " B
     return total
 
 
+@placed(by_example("factors"))
 def gram(factors: Factors, other: Factors | None = None) -> Float[Array, "B B2"]:
     """Products of all pairs of examples' gradients:
     ⟨g_i, g_j⟩ = Σ_l (δ_i^l · δ_j^l) (1 + a_i^{l-1} · a_j^{l-1}), (B, B). Cost: ≤ 4/3 for B ≤ n.
@@ -165,6 +168,7 @@ def _products_in_units(one: Shared, other: Any) -> Array:
     return of_w + b * of_d[:, None] * of_d2[None, :]
 
 
+@placed(everywhere)
 def kronecker_factors(
     factors: Factors, *, sharing: str = "expand"
 ) -> tuple[tuple[Array, Array], ...]:

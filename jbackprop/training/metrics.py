@@ -14,6 +14,7 @@ from jbackprop.core.checks import as_target, as_weight, storable_input, storable
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import over_total, unit
+from jbackprop.core.placement import everywhere, placed
 
 
 class Metrics(NamedTuple):
@@ -42,6 +43,7 @@ def every_label(y: Float[Array, " n"], t: Float[Array, " n"]) -> Bool[Array, ""]
     return jnp.all((y > 0.5) == (t > 0.5))
 
 
+@placed(everywhere)
 def evaluate(
     net: Network,
     params: Any,

@@ -13,11 +13,18 @@ from jbackprop.core.checks import as_weight, in_the_structure_of, storable_input
 from jbackprop.core.factors import Factors, backprop
 from jbackprop.core.network import Network
 from jbackprop.core.numerics import weighted_mean
+from jbackprop.core.placement import everywhere, like, placed
 from jbackprop.core.rules import Rule, keep
 from jbackprop.training.optimizer import Optimizer, updates_of
 from jbackprop.training.state import Info, TrainState
 
 
+def as_the_state(given: dict[str, Any], shapes: Any) -> Any:
+    """Where (the next state, what is told) lie: as the state before, and everywhere."""
+    return like(given["state"], shapes[0]), everywhere(given, shapes[1])
+
+
+@placed(as_the_state)
 def step_of(
     net: Network,
     optimizer: Optimizer,

@@ -15,10 +15,11 @@ from jbackprop.core.backward import backpropagation
 from jbackprop.core.checks import as_input, as_target
 from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Network, as_layers
+from jbackprop.core.placement import placed
 from jbackprop.core.rules import Rule
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
-from jbackprop.training.step import border, step_of
+from jbackprop.training.step import as_the_state, border, step_of
 
 
 def _jitted(function: Callable[..., Any], static: tuple[int, ...]) -> dict[bool, Any]:
@@ -155,6 +156,7 @@ def train_epoch(
     return epoch(net, optimizer, state, x, t, weight, rule, gradient, observe, int(batch_size))
 
 
+@placed(as_the_state)
 def _epoch(
     net: Network,
     optimizer: Optimizer,
