@@ -136,7 +136,7 @@ docs: $(VENV)/.docs ## the documentation as a site, its links checked
 	rm -rf build/docs docs/generated
 	$(QUICK) $(RUN) -m sphinx -W --keep-going -q -b html docs build/docs
 	$(RUN) tools/check_links.py build/docs
-	$(QUICK) $(RUN) -m pytest -q tests/test_render.py
+	$(QUICK) $(RUN) -m pytest -q tests/test_render.py tests/test_pages.py
 
 ##@ Tidy
 
