@@ -14,7 +14,7 @@ from materialised import NETS
 
 import jbackprop as jb
 from jbackprop import __main__ as command
-from jbackprop.verification import comparisons
+from jbackprop.verification import comparisons, told
 from jbackprop.verification.report import Row, compared
 
 alignment = jb.Rule(
@@ -277,6 +277,19 @@ def test_low_precision_is_compared_too(monkeypatch):
     monkeypatch.setattr(comparisons, "mean_gradient", wrong)
     report = jb.verify(net, half, x, t)
     assert [row.what for row in report.failures] == ["mean_gradient, in bfloat16"]
+
+
+@pytest.mark.parametrize(
+    "name", ["update_ratio", "units", "histograms", "empirical_ntk", "influence"]
+)
+def test_what_is_told_of_layers_and_outputs_is_compared(name, monkeypatch):
+    rooms = told.diagnostics, told.kernel, told.scores
+    (room,) = [room for room in rooms if name in vars(room)]
+    right = getattr(room, name)
+    slightly = lambda *of, **how: jax.tree.map(lambda v: 1.01 * v, right(*of, **how))
+    monkeypatch.setattr(room, name, slightly)
+    report = verified(NETS["softmax"])
+    assert [row.what for row in report.failures] == [name]
 
 
 # ---- the table, the command

@@ -17,6 +17,7 @@ from jbackprop.verification.parts import Draw
 from jbackprop.verification.point import Point
 from jbackprop.verification.reference import Reference, output_of
 from jbackprop.verification.report import Row, compared
+from jbackprop.verification.told import told_of
 from jbackprop.verification.written import limits_of, ours, theirs, written_out
 
 TOLERANCE = 1e-8  # of float64, after sums over a network's depth and width
@@ -81,6 +82,8 @@ def _quantities(at: Point, found: Reference, factors: Factors, notes: list[str])
         # what is left of a difference of equal numbers is rounding, of theirs or of ours
         least = 1e-6 * (size if name in DIFFERENCES else name in RATIOS)
         yield compared(name, value, expected[name], TOLERANCE, by_layer=of_params, least=least)
+    for name, (value, same) in told_of(at, found, factors, all_.g).items():
+        yield compared(name, value, same, TOLERANCE, least=1e-6 * size)
 
 
 def _mean_cost(at: Point, params: Any, x: Any, t: Any) -> Any:
