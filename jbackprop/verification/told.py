@@ -19,26 +19,36 @@ Pair = tuple[Any, Any]
 
 def told_of(at: Point, found: Reference, factors: Factors, g: np.ndarray) -> dict[str, Pair]:
     """(the library's, the reference's), by name; g has every example's gradient, (B, P)."""
-    threshold = _middle_slope(at, found)
+    slopes = _slopes(at, found)
+    threshold = _middle(slopes)
     moved = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), found.gradient)
-    pairs = {
-        "update_ratio": (diagnostics.update_ratio(at.params, moved), _ratios(at.params, moved)),
-        "units": (
-            tuple(diagnostics.units(at.net, factors, threshold=threshold)),
-            _units(at, found, threshold),
-        ),
-        "histograms": (tuple(diagnostics.histograms(factors, *EDGES)), _counts(at, found)),
-        "empirical_ntk": (
-            kernel.empirical_ntk(at.net, at.params, at.x[:ROWS]),
-            _kernel(at, at.x[:ROWS]),
-        ),
+    present = np.asarray(at.weight) > 0
+    # `influence` takes the gradients of backpropagation under every rule
+    of_examples = at.rule == backpropagation
+
+    @jax.jit  # one program: many small ones take longer to compile than to compare
+    def ours(params: Any, factors: Factors, moved: Any, x: Any, t: Any) -> dict[str, Any]:
+        counts = diagnostics.histograms(factors, *EDGES)
+        told = {
+            "update_ratio": diagnostics.update_ratio(params, moved),
+            "units": tuple(diagnostics.units(at.net, factors, threshold=threshold)),
+            "histograms": tuple(counts),
+            "empirical_ntk": kernel.empirical_ntk(at.net, params, x[:ROWS]),
+        }
+        if of_examples:
+            told["influence"] = scores.influence(at.net, params, x, t, x, t)
+        return told
+
+    of = g[present]
+    theirs = {
+        "update_ratio": _ratios(at.params, moved),
+        "units": _units([s[present] for s in slopes], threshold),
+        "histograms": _counts(at, found),
+        "empirical_ntk": _kernel(at, at.x[present][:ROWS]),
+        "influence": of @ of.mean(axis=0),
     }
-    if at.rule == backpropagation:  # whose gradients `influence` takes, under every rule
-        present = np.asarray(at.weight) > 0
-        rows = at.x[present], at.t[present]
-        of = g[present]
-        pairs["influence"] = scores.influence(at.net, at.params, *rows, *rows), of @ of.mean(axis=0)
-    return pairs
+    told = ours(at.params, factors, moved, at.x[present], at.t[present])
+    return {name: (value, theirs[name]) for name, value in told.items()}
 
 
 def _ratios(params: Any, moved: Any) -> np.ndarray:
@@ -48,14 +58,19 @@ def _ratios(params: Any, moved: Any) -> np.ndarray:
 
 def _slopes(at: Point, found: Reference) -> list[np.ndarray]:
     """|f'(z^l)| of every hidden layer by autodiff, (B, units, features)."""
-    hidden = zip(at.net.activations[:-1], found.z[:-1], strict=True)
-    slopes = [jax.vjp(f.f, z)[1](jnp.ones_like(z))[0] for f, z in hidden]
-    return [np.abs(np.asarray(s)).reshape(len(s), -1, s.shape[-1]) for s in slopes]
+    fs = at.net.activations[:-1]
+
+    @jax.jit
+    def all_of(zs: Any) -> Any:
+        return [jax.vjp(f.f, z)[1](jnp.ones_like(z))[0] for f, z in zip(fs, zs, strict=True)]
+
+    slopes = map(np.abs, map(np.asarray, all_of(found.z[:-1])))
+    return [s.reshape(len(s), -1, s.shape[-1]) for s in slopes]
 
 
-def _middle_slope(at: Point, found: Reference) -> float:
-    """Half of the slopes lie below it, and none near."""
-    every = np.unique(np.concatenate([s.ravel() for s in _slopes(at, found)] or [np.zeros(1)]))
+def _middle(slopes: list[np.ndarray]) -> float:
+    """Half of them lie below it, and none near."""
+    every = np.unique(np.concatenate([s.ravel() for s in slopes] or [np.zeros(1)]))
     gaps = np.diff(every)
     if not len(gaps):
         return 1e-3
@@ -64,10 +79,9 @@ def _middle_slope(at: Point, found: Reference) -> float:
     return float(every[k] + gaps[k] / 2)
 
 
-def _units(at: Point, found: Reference, threshold: float) -> Pair:
+def _units(slopes: list[np.ndarray], threshold: float) -> Pair:
     """Shares of units that are flat for all examples, and on average."""
-    present = np.asarray(at.weight) > 0
-    flat = [s[present] < threshold for s in _slopes(at, found)]
+    flat = [s < threshold for s in slopes]
     return (
         np.array([f.all(axis=(0, 1)).mean() for f in flat]),
         np.array([f.mean() for f in flat]),
@@ -90,15 +104,15 @@ def _counts(at: Point, found: Reference) -> Pair:
     )  # pyright: ignore
 
 
-@jax.jit
-def _summed(gradients: Any) -> Any:
-    flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)]
-    return sum(leaf @ leaf.T for leaf in flat)
-
-
 def _kernel(at: Point, x: Any) -> np.ndarray:
     """Σ_k ⟨∂y_k(x)/∂θ, ∂y_k(x')/∂θ⟩."""
     of = lambda params, x, k: output_of(at.net, params, x).ravel()[k]
-    gradients = jax.jit(jax.vmap(jax.grad(of), (None, 0, None)))
+
+    @jax.jit
+    def of_output(params: Any, x: Any, k: Any) -> Any:
+        gradients = jax.vmap(jax.grad(of), (None, 0, None))(params, x, k)
+        flat = [leaf.reshape(len(leaf), -1) for leaf in jax.tree.leaves(gradients)]
+        return sum(leaf @ leaf.T for leaf in flat)
+
     outputs = range(int(np.prod(at.net.shapes[-1])))
-    return np.asarray(sum(_summed(gradients(at.params, x, k)) for k in outputs))
+    return np.sum([np.asarray(of_output(at.params, x, k)) for k in outputs], axis=0)
