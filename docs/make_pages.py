@@ -1,12 +1,12 @@
 """Pages that are made and not written: the walk-through, the tables, and the list of all names."""
 
 import ast
+import contextlib
 import functools
 import inspect
 import io
 import itertools
 import json
-import os
 import re
 import sys
 import tempfile
@@ -103,10 +103,9 @@ def reference() -> str:
         value = getattr(jb, name)
         if isinstance(value, jb.Activation | jb.Cost):
             continue  # they have a table of their own
-        module = getattr(value, "__module__", "").split(".")
-        room = module[1] if len(module) > 2 and module[1] in ROOMS else ""
-        if name in ("Params", "backpropagation"):
-            room = "core"
+        module = values()[name][0] if name in values() else value.__module__
+        folder = module.split(".")[1:-1]
+        room = folder[0] if folder and folder[0] in ROOMS else ""
         rooms[ROOMS[room]].append(name)
     parts = []
     for title, names in rooms.items():
@@ -167,16 +166,15 @@ def with_outcomes(text: str, page: str, folder: Path) -> str:
         return text
     names: dict[str, Any] = {"__name__": "page"}
     parts, end = [], 0
-    held, stem = Path.cwd(), page.replace("/", "-")
-    with tempfile.TemporaryDirectory() as elsewhere:
-        os.chdir(elsewhere)  # where a program leaves its files
+    stem = page.replace("/", "-")
+    # where a program leaves its files
+    with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
         for i, block in enumerate(re.finditer(r"^```python\n(.*?)^```\n", text, re.M | re.S)):
             cell = render.Cell(False, block[1], text.count("\n", 0, block.start(1)) + 1)
             picture = folder / f"{stem}-{i}.png"
             shown = _outcome(cell, names, page, picture, "/generated/")
             parts += [text[end : block.end()], "\n" + shown if shown else ""]
             end = block.end()
-        os.chdir(held)
     return "".join([*parts, text[end:]])
 
 

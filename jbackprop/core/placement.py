@@ -56,6 +56,7 @@ def _on(mesh: Any, f: Any, specs: Specs, given: Any, leaves: list[Any], structur
 
     weak = lambda array: getattr(array, "weak_type", False)  # keys have none
     bare = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=weak(a)) for a in arrays]
+    # traced for its shapes alone: `auto_axes` has to know where results lie before there are any
     found = specs(given, jax.eval_shape(of_arrays, *bare))
     lies = jax.tree.map(lambda spec: NamedSharding(mesh, spec), found, is_leaf=_is_spec)
     with _entered(arrays):

@@ -96,8 +96,8 @@ def units(net: Network, factors: Factors, *, threshold: float = 1e-3) -> Units:
         slopes = slopes.reshape(len(z), -1, z.shape[-1])  # one position, or all of a channel
         here = present[:, None, None]
         flat = (jnp.abs(slopes) < threshold) & here
-        everywhere = jnp.all(flat | ~here, axis=(0, 1)) & jnp.any(present)
-        dead.append(jnp.mean(everywhere.astype(dtype)))
+        always = jnp.all(flat | ~here, axis=(0, 1)) & jnp.any(present)
+        dead.append(jnp.mean(always.astype(dtype)))
         # counted in whole numbers: a million float32 shares do not add up to 1
         saturated.append(jnp.mean(jnp.sum(flat, axis=0).astype(dtype)) * share)
     nothing = jnp.zeros((0,), dtype)

@@ -28,11 +28,10 @@ def told_of(at: Point, found: Reference, factors: Factors, g: np.ndarray) -> dic
 
     @jax.jit  # one program: many small ones take longer to compile than to compare
     def ours(params: Any, factors: Factors, moved: Any, x: Any, t: Any) -> dict[str, Any]:
-        counts = diagnostics.histograms(factors, *EDGES)
         told = {
             "update_ratio": diagnostics.update_ratio(params, moved),
             "units": tuple(diagnostics.units(at.net, factors, threshold=threshold)),
-            "histograms": tuple(counts),
+            "histograms": tuple(diagnostics.histograms(factors, *EDGES)),
             "empirical_ntk": kernel.empirical_ntk(at.net, params, x[:ROWS]),
         }
         if of_examples:
