@@ -111,6 +111,7 @@ from jbackprop.quantities.statistics import gram, inner_products, kronecker_fact
 from jbackprop.saved import load, save
 from jbackprop.training.metrics import Metrics, evaluate, every_label
 from jbackprop.training.privacy import gaussian_noise, poisson_sample
+from jbackprop.training.sharding import make_mesh, shard_batch, shardings_for
 from jbackprop.training.shuffle import shuffled
 from jbackprop.training.state import Info, TrainState, epoch_order, init_state, sgd_step
 from jbackprop.training.train import train_epoch, train_step
@@ -199,6 +200,7 @@ __all__ = [
     "load_torch",
     "log_cosh",
     "log_sigmoid",
+    "make_mesh",
     "mean_cost",
     "mean_gradient",
     "mish",
@@ -228,6 +230,8 @@ __all__ = [
     "second_moment",
     "selu",
     "sgd_step",
+    "shard_batch",
+    "shardings_for",
     "shuffled",
     "sigmoid",
     "signal_to_noise",

@@ -23,6 +23,7 @@ FACTORS = jb.backprop(NET, PARAMS, X, T)
 TAPE = jb.forward(NET, PARAMS, X[0])
 DELTAS = jb.backward(NET, PARAMS, TAPE, T[0])
 GROUPS = [0, 1, 2, 0, 1, 2, 0]
+MESH = jb.make_mesh(data=1)
 NOISE = jb.gaussian_noise(1.0, 1.0, 3, KEY)
 MEAN = jb.mean_gradient(FACTORS)
 _, INFO = jb.train_epoch(NET, SGD, STATE, X, T, batch_size=4, observe=jb.observe_all(NET))
@@ -68,6 +69,7 @@ CALLS = {
         [f"{way}_{library}" for way in ("from", "to") for library in
          ("equinox", "flax", "sklearn", "torch")] + ["load_torch", "to_linen"]),
     "load": None,  # files are looked at in their own tests
+    "make_mesh": lambda: jb.make_mesh(data=1),
     "mean_cost": lambda: jb.mean_cost(NET, PARAMS, X, T, weight=[1, 1, 1, 0, 1, 1, 1]),
     "mean_gradient": lambda: jb.mean_gradient(FACTORS),
     "noise_scale": lambda: jb.noise_scale(FACTORS),
@@ -84,6 +86,8 @@ CALLS = {
     "scale": lambda: jb.scale(FACTORS, [1, 2, 3, 4, 5, 6, 7]),
     "second_moment": lambda: jb.second_moment(FACTORS),
     "sgd_step": lambda: jb.sgd_step(PARAMS, MEAN, 0.1),
+    "shard_batch": lambda: jb.shard_batch(MESH, (X, T)),
+    "shardings_for": lambda: jb.shardings_for(NET, MESH),
     "shuffled": lambda: jb.shuffled(KEY, [1, 2, 3], 10),
     "signal_to_noise": lambda: jb.signal_to_noise(FACTORS),
     "squared_norms": lambda: jb.squared_norms(FACTORS),

@@ -73,7 +73,7 @@ def test_one_trace_per_shape():
     params, x, t = problem(net)
     for _ in range(5):
         jb.evaluate(net, params, x, t, batch_size=4)
-    assert len(traces) == 2  # the loop's body, and the short batch
+    assert len(traces) == 3  # the loop's body, before that its shapes, and the short batch
 
 
 # what is right: by labels, by cross_entropy, by one-hot rows, by the user's word; else NaN

@@ -14,9 +14,18 @@ import numpy as np
 from jaxtyping import Array
 
 
+def is_traced(value: Any) -> bool:
+    """Whether it stands for numbers that there will be."""
+    return isinstance(value, jax.core.Tracer)
+
+
 def is_concrete(value: Any) -> bool:
-    """Whether its numbers are known here; a traced value has none yet."""
-    return not isinstance(value, jax.core.Tracer)
+    """Whether its numbers are known here; a traced value has none yet, and of an array that is
+    spread over processes each of them knows a part."""
+    if is_traced(value):
+        return False
+    readable = not isinstance(value, jax.Array) or value.is_fully_addressable
+    return readable or value.is_fully_replicated
 
 
 def as_numbers(name: str, value: Any) -> Any:

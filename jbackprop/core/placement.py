@@ -14,10 +14,10 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jbackprop.core.arrays import is_concrete
+from jbackprop.core.arrays import is_traced
 
 F = TypeVar("F", bound=Callable[..., Any])
 # (arguments by name, shapes of the results) -> a PartitionSpec for each leaf of the results
@@ -57,7 +57,9 @@ def _on(mesh: Any, f: Any, specs: Specs, given: Any, leaves: list[Any], structur
     weak = lambda array: getattr(array, "weak_type", False)  # keys have none
     bare = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=weak(a)) for a in arrays]
     # traced for its shapes alone: `auto_axes` has to know where results lie before there are any
-    found = specs(given, jax.eval_shape(of_arrays, *bare))
+    with jax.sharding.use_abstract_mesh(_left_to_the_compiler(mesh)):
+        shapes = jax.eval_shape(of_arrays, *bare)
+    found = specs(given, shapes)
     lies = jax.tree.map(lambda spec: NamedSharding(mesh, spec), found, is_leaf=_is_spec)
     with _entered(arrays):
         return jax.sharding.auto_axes(of_arrays, axes=_explicit(mesh), out_sharding=lies)(*arrays)
@@ -67,7 +69,7 @@ def explicit_mesh(leaves: Iterable[Any]) -> Any:
     """The mesh with an Explicit axis that one of these lies on; None where there is none."""
     for leaf in leaves:
         if isinstance(leaf, jax.Array) and (
-            not is_concrete(leaf) or isinstance(leaf.sharding, NamedSharding)
+            is_traced(leaf) or isinstance(leaf.sharding, NamedSharding)
         ):
             mesh = jax.typeof(leaf).sharding.mesh
             if _explicit(mesh):
@@ -109,9 +111,15 @@ def _explicit(mesh: Any) -> tuple[str, ...]:
     return tuple(name for name, kind in pairs if kind == AxisType.Explicit)
 
 
+def _left_to_the_compiler(mesh: Any) -> AbstractMesh:
+    """The mesh as it is within: what was Explicit is Auto."""
+    kinds = tuple(AxisType.Auto if k == AxisType.Explicit else k for k in mesh.axis_types)
+    return AbstractMesh(mesh.axis_sizes, mesh.axis_names, kinds)
+
+
 def _entered(arrays: list[Any]) -> AbstractContextManager[Any]:
     """Within the mesh of concrete arrays: what is made on the way has to meet them."""
-    if not all(map(is_concrete, arrays)):
+    if any(map(is_traced, arrays)):
         return nullcontext()
     meshes = [getattr(array.sharding, "mesh", None) for array in arrays]
     return jax.set_mesh(next(m for m in meshes if isinstance(m, Mesh) and _explicit(m)))

@@ -70,7 +70,8 @@ def products_of_matrices(one: Shared, other: Shared) -> tuple[Array, Array]:
         found = [part(side, i) for side in sides]
         return total + found[0] @ found[-1].T, ()
 
-    nothing = jnp.zeros((len(one.a), len(other.a)), sums[0].dtype)
+    # zeros that vary over devices where what is added to them does
+    nothing = jnp.zeros_like(sums[0][:, :1] * sums[-1][None, :, 0])
     of_w, _ = jax.lax.scan(add, nothing, jnp.arange(parts))
     return of_w, sums[0] @ sums[-1].T
 

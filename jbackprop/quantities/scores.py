@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from jbackprop.core.arrays import check_size
 from jbackprop.core.checks import as_target, storable_input, storable_target
-from jbackprop.core.examples import in_blocks
+from jbackprop.core.examples import over_blocks
 from jbackprop.core.factors import Factors, backprop, mean_gradient
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import norms_of_rows, wide
@@ -87,9 +87,7 @@ def influence(
 def _influence(
     net: Network, layers: Params, x: Any, t: Any, direction: Params, block_size: int
 ) -> Float[Array, " N"]:
-    def block(rows: Any) -> Array:
-        return inner_products(backprop(net, layers, *rows), direction)
+    def block(x: Any, t: Any) -> Array:
+        return inner_products(backprop(net, layers, x, t), direction)
 
-    blocks, rest = in_blocks((x, t), min(block_size, len(x)))
-    scores = [jax.lax.map(block, blocks).ravel()]
-    return jnp.concatenate(scores if rest is None else [*scores, block(rest)])
+    return over_blocks(block, x, t, size=block_size)

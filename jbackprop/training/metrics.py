@@ -12,6 +12,7 @@ from jbackprop.core.arrays import check_size, fitted
 from jbackprop.core.batch import as_batch, example_costs
 from jbackprop.core.checks import as_target, as_weight, storable_input, storable_target
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy
+from jbackprop.core.examples import sum_over_blocks
 from jbackprop.core.network import Network, Params, as_layers
 from jbackprop.core.numerics import over_total, unit
 from jbackprop.core.placement import everywhere, placed
@@ -99,10 +100,10 @@ def evaluate(
 def _evaluate(
     net: Network, layers: Params, x: Any, t: Any, weight: Any, size: int, right: Any
 ) -> Metrics:
-    n, weight = len(x), None if weight is None else unit(weight)
+    weight = None if weight is None else unit(weight)
 
-    def sums(rows: Any) -> Any:
-        batch = as_batch(net, layers, *rows)
+    def sums(x: Any, t: Any, weight: Any) -> Any:
+        batch = as_batch(net, layers, x, t, weight)
         cost, y, t = example_costs(net, layers, batch)
         weight = batch.weight
         verdict = _right(net, y, t) if right is None else _verdict(right, y, t)
@@ -114,15 +115,7 @@ def _evaluate(
         # 0 · NaN: a row of weight 0 has cost 0, but its accuracy may be NaN
         return [jnp.sum(jnp.where(weight == 0, 0, weight * v.astype(weight.dtype))) for v in terms]
 
-    whole = n - n % size
-    head, tail = [
-        jax.tree.map(lambda a, s=s: a[s], (x, t, weight)) for s in (slice(whole), slice(whole, n))
-    ]
-    batches = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), head)
-    totals = jax.tree.map(lambda a: jnp.sum(a, 0), jax.lax.map(sums, batches))
-    if whole < n:
-        totals = jax.tree.map(jnp.add, totals, sums(tail))
-    present, cost, right = totals
+    present, cost, right = sum_over_blocks(sums, x, t, weight, size=size)
     return Metrics(cost * over_total(present), right * over_total(present))
 
 

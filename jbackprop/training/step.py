@@ -15,6 +15,14 @@ from jbackprop.core.network import Network
 from jbackprop.core.numerics import weighted_mean
 from jbackprop.core.placement import everywhere, like, placed
 from jbackprop.core.rules import Rule, keep
+from jbackprop.training.devices import (
+    Placement,
+    as_opt_state,
+    as_params,
+    gathered,
+    own_rows,
+    placement_of,
+)
 from jbackprop.training.optimizer import Optimizer, updates_of
 from jbackprop.training.state import Info, TrainState
 
@@ -35,7 +43,9 @@ def step_of(
     rule: Rule,
     gradient: Callable[[Factors], Any],
     observe: Callable[[Factors, TrainState, Any], Any] | None,
+    place: Placement | None = None,
 ) -> tuple[TrainState, Info]:
+    x, t, weight = own_rows(place, x, t, weight)
     params, opt_state, feedback, key, step = state
     # backpropagation draws nothing, and keys that nobody reads would be traced and compiled
     draws = rule != backpropagation
@@ -43,12 +53,13 @@ def step_of(
     noise = jax.random.fold_in(k, 1) if draws else None
 
     def factors_at(params: Any) -> Factors:
-        return backprop(net, params, x, t, weight=weight, rule=rule, feedback=feedback, key=noise)
+        whole = gathered(place, params)
+        return backprop(net, whole, x, t, weight=weight, rule=rule, feedback=feedback, key=noise)
 
     def gradient_of(params: Any, factors: Factors) -> Any:
-        return in_the_structure_of("gradient", params, gradient(factors))
+        return as_params(place, in_the_structure_of("gradient", params, gradient(factors)))
 
-    value_fn = lambda params: mean_cost(net, params, x, t, weight=weight)
+    value_fn = lambda params: mean_cost(net, gathered(place, params), x, t, weight=weight)
     factors = factors_at(params)
     cost = weighted_mean(factors.cost, factors.weight)
     grads = gradient_of(params, factors)
@@ -61,11 +72,12 @@ def step_of(
         "grad_fn": lambda params, *_: gradient_of(params, factors_at(params)),
     }
     updates, opt_state = updates_of(optimizer, grads, opt_state, params, offered)
+    opt_state = as_opt_state(place, opt_state)
     if rule.update is not keep:
         k = jax.random.fold_in(k, 2)
         feedback = rule.update(net, params, feedback, updates, factors, k)
     observed = None if observe is None else _arrays(observe(factors, state, updates))
-    params: Any = optax.apply_updates(params, updates)
+    params: Any = as_params(place, optax.apply_updates(params, updates))
     return TrainState(params, opt_state, feedback, key, step + 1), Info(cost, observed)
 
 
@@ -77,15 +89,17 @@ def _arrays(observed: Any) -> Any:
         raise ValueError(f"observe: expected a pytree of arrays, got {observed!r}") from error
 
 
-def border(net: Network, state: Any, x: Any, t: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
-    """What a user hands over, before `jax.jit` may wrap 64-bit integers or see no values."""
+def border(net: Network, state: Any, x: Any, t: Any, weight: Any) -> tuple[Any, ...]:
+    """(state, x, t, weight) as a user hands them over, before `jax.jit` may wrap 64-bit integers or
+    see no values, and how they lie on a mesh."""
     if not isinstance(state, TrainState):
         raise ValueError(
             f"state: expected a TrainState, from init_state, got {type(state).__name__}"
         )
-    dtype = getattr(jax.tree.leaves(state.params)[0], "dtype", jnp.float32)
+    first = jax.tree.leaves(state.params)[0]
+    dtype = getattr(first, "dtype", jnp.float32)
     x = storable_input(net, x, dtype)
     t = storable_target(net, t, dtype, x.shape[:1])
     if weight is not None:
         weight = as_weight(weight, len(x), dtype)
-    return state, x, t, weight
+    return state, x, t, weight, placement_of(first, state, x, t, weight)

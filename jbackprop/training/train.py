@@ -4,10 +4,12 @@
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from jbackprop.core.arrays import check_size
@@ -17,6 +19,7 @@ from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Network, as_layers
 from jbackprop.core.placement import placed
 from jbackprop.core.rules import Rule
+from jbackprop.training.devices import Placement, everywhere_on, rows_at
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
 from jbackprop.training.step import as_the_state, border, step_of
@@ -30,7 +33,7 @@ def _jitted(function: Callable[..., Any], static: tuple[int, ...]) -> dict[bool,
     }
 
 
-_steps = _jitted(step_of, (0, 1, 6, 7, 8))
+_steps = _jitted(step_of, (0, 1, 6, 7, 8, 9))
 
 
 @takes_optimizer
@@ -87,9 +90,9 @@ def train_step(
     >>> float(info.cost), state.params[0].w.tolist()
     (2.0, [[1.2000000476837158, 1.0]])
     """
-    state, x, t, weight = border(net, state, x, t, weight)
+    state, x, t, weight, place = border(net, state, x, t, weight)
     step = _steps[bool(donate)]
-    return step(net, optimizer, state, x, t, weight, rule, gradient, observe)
+    return step(net, optimizer, state, x, t, weight, rule, gradient, observe, place)
 
 
 @takes_optimizer
@@ -111,6 +114,12 @@ def train_epoch(
 
     The last batch is filled up with rows of weight 0 where batch_size does not divide N, and is the
     only one masked. Everything else is as in `train_step`, with ⌈N / batch_size⌉ steps.
+
+    On a mesh of D devices each computes its own rows of every batch. Of data that are on every
+    device, a step of data parallel training moves the gradient alone: P numbers of 4 bytes, added
+    up over devices. Of data that are spread along their examples it moves one batch of x and t
+    besides, in their own dtypes, of which every device keeps a D-th. No parameter is gathered,
+    but those that are spread along the same axis as the examples (`shardings_for`).
 
     Args:
         net, optimizer, state, weight, rule, gradient, observe, donate: as in `train_step`.
@@ -150,10 +159,11 @@ def train_epoch(
     >>> info.cost.shape  # (networks, steps)
     (3, 3)
     """
-    state, x, t, weight = border(net, state, x, t, weight)
+    state, x, t, weight, place = border(net, state, x, t, weight)
     check_size("batch_size", batch_size)
     epoch = _epochs[bool(donate)]
-    return epoch(net, optimizer, state, x, t, weight, rule, gradient, observe, int(batch_size))
+    size = int(batch_size)
+    return epoch(net, optimizer, state, x, t, weight, rule, gradient, observe, size, place)
 
 
 @placed(as_the_state)
@@ -168,17 +178,24 @@ def _epoch(
     gradient: Callable[[Factors], Any],
     observe: Callable[[Factors, TrainState, Any], Any] | None,
     batch_size: int,
+    place: Placement | None,
 ) -> tuple[TrainState, Info]:
     x = as_input(net, x, None, lead=1)
     n, t = len(x), jnp.asarray(t)
     as_target(net, t, as_layers(net, state.params)[0].w.dtype, lead=(n,))  # here as a whole
-    order = epoch_order(state, n)
+    order = everywhere_on(place, epoch_order(state, n))
+
+    lies = (P(), P(), P()) if place is None else (place.x, place.t, place.weight)
+    x_at, t_at, weight_at = (
+        partial(rows_at, place, data, spec) for data, spec in zip((x, t, weight), lies, strict=True)
+    )
 
     def step(state: TrainState, rows: Array, weight: Any) -> tuple[TrainState, Info]:
-        return step_of(net, optimizer, state, x[rows], t[rows], weight, rule, gradient, observe)
+        batch = x_at(rows), t_at(rows), weight
+        return step_of(net, optimizer, state, *batch, rule, gradient, observe, place)
 
     def full(state: TrainState, rows: Array) -> tuple[TrainState, Info]:
-        return step(state, rows, None if weight is None else weight[rows])
+        return step(state, rows, None if weight is None else weight_at(rows))
 
     batch_size = min(batch_size, n)
     whole = n - n % batch_size
@@ -193,10 +210,10 @@ def _epoch(
         present = jnp.arange(batch_size) < n - whole
         rows = jnp.pad(order[whole:], (0, batch_size - (n - whole)))
         state, info = step(
-            state, rows, jnp.where(present, 1 if weight is None else weight[rows], 0)
+            state, rows, jnp.where(present, 1 if weight is None else weight_at(rows), 0)
         )
         infos.append(jax.tree.map(lambda leaf: leaf[None], info))
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *infos)
 
 
-_epochs = _jitted(_epoch, (0, 1, 6, 7, 8, 9))
+_epochs = _jitted(_epoch, (0, 1, 6, 7, 8, 9, 10))

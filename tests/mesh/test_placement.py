@@ -146,43 +146,6 @@ def test_autodiff_goes_through_apply_and_mean_cost(net, given):
     assert_same(jax.jit(jax.grad(cost))(placed, *rows), jax.grad(cost)(params, x, t, weight), 1e-6)
 
 
-SPLIT = {  # parameters spread over devices, (w, b) of layers that are even and odd
-    "fully sharded": ((8,), ("data",), [(P("data"), P("data")), (P(None, "data"), P())]),
-    "tensor parallel": ((2, 4), ("data", "model"),
-                        [(P("model"), P("model")), (P(None, "model"), P())]),
-    "both": ((2, 4), ("data", "model"), [(P("model", "data"), P("model")),
-                                         (P("data", "model"), P())]),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("style", SPLIT)
-def test_parameters_may_be_spread_too_and_stay_where_they_are(style, kind):
-    shape, names, specs = SPLIT[style]
-    net = jb.Network((16, 32, 16, 8), jb.tanh, jb.softmax, jb.cross_entropy)
-    mesh = jax.make_mesh(shape, names, (KINDS[kind],) * len(names))
-    state = jb.init_state(net, ADAM, KEY)
-    x, t = jax.random.normal(jax.random.key(1), (32, 16)), jnp.arange(32) % 8
-
-    def spread(params):
-        place = lambda v, spec: jax.device_put(v, NamedSharding(mesh, spec))
-        pairs = enumerate(params)
-        return tuple(jb.Layer(*map(place, layer, specs[l % 2])) for l, layer in pairs)
-
-    adam, *rest = state.opt_state
-    adam = adam._replace(mu=spread(adam.mu), nu=spread(adam.nu))
-    start = state._replace(params=spread(state.params), opt_state=(adam, *rest))
-    rows = jax.device_put((x, t), NamedSharding(mesh, P("data")))
-    alone = state
-    for _ in range(20):
-        start, _ = jb.train_step(net, ADAM, start, *rows)
-        alone, _ = jb.train_step(net, ADAM, alone, x, t)
-    assert_same(start.params, alone.params, 1e-4)
-    for l, layer in enumerate(start.params):
-        for leaf, spec in zip(layer, specs[l % 2], strict=True):
-            assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim)
-
-
 @pytest.mark.parametrize("check_vma", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_within_shard_map_a_batch_is_the_devices_own(kind, check_vma, given):
