@@ -12,6 +12,9 @@ help: ## this list
 digits: $(STAMP) ## learn handwritten digits, and draw what happened
 	$(RUN) -m experiments.digits
 
+distributed: $(STAMP) ## learn in two processes
+	$(RUN) -m experiments.common.launch --processes 2 -- -m experiments.digits --distributed --out runs/distributed
+
 private: $(STAMP) ## learn them privately: accuracy against ε
 	$(RUN) -m experiments.private
 
@@ -173,4 +176,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits private convolution mnist1d panel nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there
+.PHONY: help digits distributed private convolution mnist1d panel nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there

@@ -2,12 +2,13 @@
 
 Before it trains, the gradient is compared with `jax.grad` on a batch. What comes out is a table and
 a folder with config.json, metrics.jsonl, net.npz and three figures; `--load` evaluates such a net.
+With `--distributed` it is one of several processes that learn together: `make distributed`.
 """
 
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jbackprop as jb
-from experiments.common import run
+from experiments.common import processes, run
 from experiments.common.data import Data, Part, load
 
 Hidden = Literal[
@@ -66,6 +67,10 @@ class Options:
     """A `net.npz` of an earlier run: it is evaluated on this data, and nothing is trained."""
     quick: bool = False
     """Two epochs, only to see that everything works."""
+    distributed: bool = False
+    """Be one of several processes, started by `experiments.common.launch`, SLURM, MPI, …"""
+    patience: float = 30.0
+    """Seconds after which a process that is not there, silent or stuck ends all of them."""
 
 
 def network(options: Options, data: Data) -> jb.Network:
@@ -140,9 +145,10 @@ class Job(NamedTuple):
     data: Data
     parts: dict[str, Any]  # (x, t) of train, validation and test
     start: float
+    team: processes.Alone
 
 
-def prepare(options: Options, console: Console) -> Job:
+def prepare(options: Options, console: Console, team: processes.Alone) -> Job:
     """Data, network and optimizer; `ValueError` where an option does not fit."""
     start = time.perf_counter()
     for name in ("batch_size", "epochs"):
@@ -159,21 +165,31 @@ def prepare(options: Options, console: Console) -> Job:
     for x, t in parts.values():
         jb.check_batch(net, x, t)
     state = jb.init_state(net, optimizer, jax.random.key(options.seed))
-    return Job(options, console, net, optimizer, state, data, parts, start)
+    return Job(options, console, net, optimizer, state, data, parts, start, team)
 
 
 def main(options: Options) -> int:
     """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
-    console = Console(markup=False, highlight=False)
+    if options.distributed:
+        return processes.together(partial(work, options), patience=options.patience)
+    return work(options, processes.Alone())
+
+
+def work(options: Options, team: processes.Alone) -> int:
+    """What each process does. The lead alone prints, and has a folder."""
+    console = Console(markup=False, highlight=False, quiet=not team.lead)
     try:
         if options.load is not None:
             return evaluate_saved(options, options.load, console)
-        job = prepare(options, console)
-        folder = run.new_folder(options.out)
+        job = prepare(options, console, team)
+        team.begin(asdict(options), job.parts, job.state)
+        folder = run.new_folder(options.out) if team.lead else None
     except (ValueError, OSError) as error:
+        if options.distributed:
+            raise processes.Refusal(str(error)) from None  # the others have to hear of it
         console.print(str(error), style="red", soft_wrap=True)
         return 2
-    with run.stop_between_epochs() as asked:
+    with team.stop_between_epochs() as asked:
         return train(job, folder, asked)
 
 
@@ -207,18 +223,26 @@ def table_of(found: dict[str, tuple[int, jb.Metrics]], title: str) -> Table:
     return table
 
 
-def train(job: Job, folder: Path, asked: list[int]) -> int:
-    """Epochs, until they are done, diverge or somebody asks to stop; then what is left of them."""
-    options, console, net, optimizer, state, _, parts, start = job
-    x, t = parts["train"]
-    gap = difference_from_autodiff(net, state.params, x[:128], t[:128])
-    run.write_config(folder, options, network=net.sizes, difference_from_autodiff=gap)
-    console.print(
-        f"{len(x)} digits to learn from, a network {'-'.join(map(str, net.sizes))}, "
-        f"{jax.devices()[0].device_kind}.\n"
+def begin(job: Job, folder: Path) -> None:
+    """Compares the gradient, and says what is going to be done."""
+    x, t = job.parts["train"]
+    gap = difference_from_autodiff(job.net, job.state.params, x[:128], t[:128])
+    run.write_config(folder, job.options, network=job.net.sizes, difference_from_autodiff=gap)
+    count = jax.device_count() if job.options.distributed else 1
+    job.console.print(
+        f"{len(x)} digits to learn from, a network {'-'.join(map(str, job.net.sizes))}, "
+        f"{f'{count} devices: ' if count > 1 else ''}{jax.devices()[0].device_kind}.\n"
         f"Largest relative difference from jax.grad on a batch: {gap:.1e}"
         f"{'' if gap else ', the same to the bit'}",
     )
+
+
+def train(job: Job, folder: Path | None, asked: list[int]) -> int:
+    """Epochs, until they are done, diverge or somebody asks to stop; then what is left of them."""
+    options, console, net, optimizer, state, _, parts, start, team = job
+    if folder:
+        begin(job, folder)
+    state, (x, t) = team.everywhere((state, parts["train"]))
 
     evaluate = partial(jb.evaluate, net, batch_size=1024)
     best, kept, rows, norms = (-1.0, 0.0), None, [], []
@@ -229,17 +253,17 @@ def train(job: Job, folder: Path, asked: list[int]) -> int:
             state, info = jb.train_epoch(
                 net, optimizer, state, x, t, batch_size=options.batch_size, observe=delta_norms
             )
+            params = team.here(state.params)
             scores = {
-                name: {
-                    k: float(v) for k, v in evaluate(state.params, *parts[name])._asdict().items()
-                }
+                name: {k: float(v) for k, v in evaluate(params, *parts[name])._asdict().items()}
                 for name in ("train", "validation")
             }
             norms.append(np.asarray(info.observed))
             row = {"epoch": epoch, "seconds": round(time.perf_counter() - start, 3), **scores}
             finite = np.isfinite([s["cost"] for s in scores.values()]).all()
             rows.append(row)
-            run.append(folder, row if finite else row | {"finite": False})
+            if folder:
+                run.append(folder, row if finite else row | {"finite": False})
             if not finite:
                 status = 1
                 message = (
@@ -249,13 +273,14 @@ def train(job: Job, folder: Path, asked: list[int]) -> int:
                 break
             cost, accuracy = scores["validation"].values()
             if (accuracy, -cost) > best:
-                best, kept = (accuracy, -cost), (epoch, jax.tree.map(np.array, state.params))
+                best, kept = (accuracy, -cost), (epoch, jax.tree.map(np.array, params))
             progress.update(bar, advance=1, status=f"cost {cost:.4f}  accuracy {accuracy:.2%}")
-            if asked and epoch < options.epochs:
+            if team.agree(state, asked) and epoch < options.epochs:
                 status, message = 130, f"Stopped after epoch {epoch}, as asked."
                 break
 
-    if kept is not None:
+    team.part()
+    if folder and kept is not None:
         finish(job, folder, kept, rows, np.stack(norms))
     if message:
         console.print(message, style="yellow")
