@@ -11,7 +11,7 @@ from jbackprop.core.backward import backpropagation
 from jbackprop.core.batch import mean_cost
 from jbackprop.core.checks import as_weight, in_the_structure_of, storable_input, storable_target
 from jbackprop.core.factors import Factors, backprop
-from jbackprop.core.network import Network
+from jbackprop.core.network import Layer, Network
 from jbackprop.core.numerics import weighted_mean
 from jbackprop.core.placement import everywhere, like, placed
 from jbackprop.core.rules import Rule, keep
@@ -96,7 +96,9 @@ def border(net: Network, state: Any, x: Any, t: Any, weight: Any) -> tuple[Any, 
         raise ValueError(
             f"state: expected a TrainState, from init_state, got {type(state).__name__}"
         )
-    first = jax.tree.leaves(state.params)[0]
+    layers = state.params  # as `init_state` has them, or anything that unpacks to (w, b)
+    known = type(layers) is tuple and layers and type(layers[0]) is Layer
+    first = layers[0].w if known else jax.tree.leaves(layers)[0]
     dtype = getattr(first, "dtype", jnp.float32)
     x = storable_input(net, x, dtype)
     t = storable_target(net, t, dtype, x.shape[:1])
