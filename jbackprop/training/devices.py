@@ -25,24 +25,26 @@ class Placement(NamedTuple):
     Attributes:
         mesh: the devices.
         along: the mesh's axes that examples are spread along; () where they are not.
-        params, opt_state: how every leaf lies, between steps.
+        params, opt_state: how every leaf lies, between steps; None where that is unknown.
         x, t, weight: how the data lie.
     """
 
     mesh: Any
     along: Axes
-    params: tuple[P, ...]
-    opt_state: tuple[P, ...]
-    x: P
-    t: P
-    weight: P
+    params: tuple[P | None, ...]
+    opt_state: tuple[P | None, ...]
+    x: P | None
+    t: P | None
+    weight: P | None
 
 
 def placement_of(first: Any, state: Any, x: Any, t: Any, weight: Any) -> Placement | None:
-    """How these lie on the mesh that they are on; None where there is none, or where it is unknown.
+    """How these lie on the mesh that they are on; None where there is none.
 
     `first` is a parameter. Examples are spread as x is. Where every device has all of x: along the
-    axis `data` of the mesh, else along the first that spreads no parameter.
+    axis `data` of the mesh, else along the first that spreads no parameter. Within a trace on an
+    Auto mesh how an array lies is unknown, and the mesh is known: examples are spread over it so
+    too, and all else is the compiler's affair.
     """
     if _alone(first) and _alone(x):
         return None  # at once: a small step takes 50 µs
@@ -52,7 +54,7 @@ def placement_of(first: Any, state: Any, x: Any, t: Any, weight: Any) -> Placeme
     trees = state.params, state.opt_state
     kept, made = (tuple(map(_spec_of, jax.tree.leaves(tree))) for tree in trees)
     rows = _spec_of(x), _spec_of(t), _spec_of(weight)
-    along = _names(rows[0][0]) if len(rows[0]) else ()
+    along = _names(rows[0][0]) if rows[0] else ()
     return Placement(own.mesh, along or _own_rows(own.mesh, kept, rows), kept, made, *rows)
 
 
@@ -64,23 +66,27 @@ def _sharding_of(leaf: Any) -> Any:
     """Its sharding, where that is one of a mesh with axes for the compiler to spread."""
     if not isinstance(leaf, jax.Array):
         return None
-    sharding = jax.typeof(leaf).sharding if is_traced(leaf) else leaf.sharding
-    if not isinstance(sharding, NamedSharding) or sharding.mesh.size == 1:
-        return None
-    # of a traced array an Auto axis is unknown, and a Manual one is not ours
-    known = not is_traced(leaf) or AxisType.Explicit in (sharding.mesh.axis_types or ())
-    return sharding if known else None
+    sharding: Any = jax.typeof(leaf).sharding if is_traced(leaf) else leaf.sharding
+    on_mesh = isinstance(sharding, NamedSharding) and not sharding.mesh.empty
+    return sharding if on_mesh and sharding.mesh.size > 1 and _free(sharding.mesh) else None
 
 
-def _spec_of(leaf: Any) -> P:
-    sharding = _sharding_of(leaf)
-    return P() if sharding is None else sharding.spec
-
-
-def _own_rows(mesh: Any, params: tuple[P, ...], rows: tuple[P, ...]) -> Axes:
+def _free(mesh: Any) -> list[str]:
+    """The axes that are not a `jax.shard_map`'s own."""
     kinds = zip(mesh.axis_names, mesh.axis_types or (), strict=False)
-    of = lambda specs: {name for spec in specs for entry in spec for name in _names(entry)}
-    free = [n for n, kind in kinds if kind != AxisType.Manual and n not in of(rows)]
+    return [name for name, kind in kinds if kind != AxisType.Manual]
+
+
+def _spec_of(leaf: Any) -> P | None:
+    sharding = _sharding_of(leaf)
+    if sharding is None:
+        return P()
+    return None if is_traced(leaf) and AxisType.Auto in sharding.mesh.axis_types else sharding.spec
+
+
+def _own_rows(mesh: Any, params: tuple[P | None, ...], rows: tuple[P | None, ...]) -> Axes:
+    of = lambda specs: {name for spec in specs for entry in spec or () for name in _names(entry)}
+    free = [name for name in _free(mesh) if name not in of(rows)]
     return ("data",) if "data" in free else tuple(n for n in free if n not in of(params))[:1]
 
 
@@ -89,10 +95,10 @@ def _names(entry: Any) -> Axes:
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def lying(place: Placement, value: Any, spec: P) -> Any:
+def lying(place: Placement, value: Any, spec: P | None) -> Any:
     """The array, there."""
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        return value  # keys
+    if spec is None or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+        return value  # keys lie everywhere
     return jax.lax.with_sharding_constraint(value, NamedSharding(_mesh(place), spec))
 
 
@@ -107,8 +113,13 @@ def own_rows(place: Placement | None, *batch: Any) -> Any:
     if place is None or not place.along:
         return batch
     lies = zip(batch, (place.x, place.t, place.weight), strict=True)
-    along = lambda spec: P(place.along, *spec[1:])
-    return tuple(None if v is None else lying(place, v, along(spec)) for v, spec in lies)
+    return tuple(None if v is None else lying(place, v, _rows(place, v, spec)) for v, spec in lies)
+
+
+def _rows(place: Placement, value: Any, spec: P | None) -> P:
+    """Along the examples' axes, and otherwise as it lay."""
+    rest = [P.UNCONSTRAINED] * (value.ndim - 1) if spec is None else spec[1:]
+    return P(place.along, *rest)
 
 
 def gathered(place: Placement | None, params: Any) -> Any:
@@ -116,7 +127,8 @@ def gathered(place: Placement | None, params: Any) -> Any:
     if place is None or not place.along:
         return params
     rest = lambda entry: tuple(n for n in _names(entry) if n not in place.along) or None
-    return _each(place, params, [P(*map(rest, spec)) for spec in place.params])
+    whole = lambda spec: None if spec is None else P(*map(rest, spec))
+    return _each(place, params, [*map(whole, place.params)])
 
 
 def as_params(place: Placement | None, tree: Any) -> Any:
@@ -141,13 +153,13 @@ def everywhere_on(place: Placement | None, value: Any) -> Any:
     return value if place is None else lying(place, value, P())
 
 
-def rows_at(place: Placement | None, data: Any, spec: P, rows: Int[Array, " B"]) -> Any:
+def rows_at(place: Placement | None, data: Any, spec: P | None, rows: Int[Array, " B"]) -> Any:
     """Rows of data that are spread as `spec` says along their first axis, or not.
 
     Of data that every device has, each takes its own rows. Of data that are spread, each device
     fills in what it has of all of them, and a sum over devices leaves each device its own.
     """
-    if place is None or not any(map(_names, spec[:1])):
+    if place is None or spec is None or not any(map(_names, spec[:1])):
         return data[rows]
     along, mesh = _names(spec[0]), _mesh(place)
     count, ways = len(rows), math.prod(mesh.shape[name] for name in along)

@@ -133,6 +133,23 @@ def everywhere(mesh, tree):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("spread", [False, True], ids=["everywhere", "along its examples"])
+@pytest.mark.parametrize("style", STYLES)
+def test_within_a_program_of_ones_own_every_device_has_its_own_rows(style, spread, kind):
+    """There an array does not say how it lies on an Auto mesh, but on which."""
+    mesh, alone, state, _ = started(DENSE, style, KINDS[kind], SGD)
+    x, t = (jb.shard_batch if spread else everywhere)(mesh, data(DENSE))
+    program = jax.jit(partial(jb.train_epoch, DENSE, SGD, batch_size=BATCH)).lower(state, x, t)
+    compiled = program.compile()
+    for shapes in products(compiled.as_text()):
+        sizes = [size for shape in shapes for size in shape if size % 11 == 0]
+        assert sizes
+        assert all(size % BATCH for size in sizes), f"the whole batch: {shapes}"
+    expected, _ = jb.train_epoch(DENSE, SGD, alone, *data(DENSE), batch_size=BATCH)
+    assert_same(compiled(state, x, t)[0].params, expected.params, 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("net", NETS)
 def test_what_moves_in_a_data_parallel_step(net, kind):
     """As `train_epoch` says: the gradient; of spread data, a batch; no parameter is gathered."""
