@@ -17,7 +17,12 @@ from test_placement import ADAM, CALLS, KEY, NETS
 import jbackprop as jb
 
 STEPS = "train_step", "train_epoch", "what is observed"  # which look at where their arguments lie
-STYLES = {"data": {"data": 4}, "fsdp": {"data": 4}, "tensor": {"data": 2, "model": 2}}
+STYLES = {  # Auto and Explicit by turns
+    "data": {"data": 4, "explicit": False},
+    "fsdp": {"data": 4, "explicit": True},
+    "tensor": {"data": 2, "model": 2, "explicit": False},
+    "fsdp+tensor": {"data": 2, "model": 2, "explicit": True},
+}
 OPTIMIZERS = {"sgd": optax.sgd(0.1), "adam": ADAM}
 
 
@@ -74,7 +79,7 @@ def steps(name, style, optimizer):
     net, update = NETS[name], OPTIMIZERS[optimizer]
     _, *rows, _ = given(net)
     x, t, weight = rows
-    mesh = jb.make_mesh(explicit=False, **STYLES[style])
+    mesh = jb.make_mesh(**STYLES[style])
     start = partial(jb.init_state, net, update)
     alone = start(KEY)
     state = jax.jit(start, out_shardings=jb.shardings_for(net, mesh, style, optimizer=update))(KEY)

@@ -68,7 +68,7 @@ def test_a_batch_over_processes_gives_the_numbers_of_one_device(ranks, net, call
 
 @pytest.mark.parametrize(
     ("net", "style", "optimizer"),
-    [("dense", s, o) for s in ("data", "fsdp", "tensor") for o in ("sgd", "adam")]
+    [("dense", s, o) for s in ("data", "fsdp", "tensor", "fsdp+tensor") for o in ("sgd", "adam")]
     + [("spatial", "data", "sgd")],
 )
 @pytest.mark.parametrize("what", STEPS)
