@@ -6,6 +6,7 @@ their gradient is spread again. Where nothing lies on a mesh, nothing is said.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -176,3 +177,18 @@ def rows_at(place: Placement | None, data: Any, spec: P | None, rows: Int[Array,
     lies = P(along, *spec[1:])
     taken = jax.shard_map(own, mesh=mesh, in_specs=(lies, P()), out_specs=lies)(data, rows)
     return taken[:count].astype(kind)
+
+
+def varying(step: Callable[..., Any], state: Any, *rest: Any) -> Any:
+    """A state that a loop of `step` can carry within `jax.shard_map`: it has to vary over devices,
+    or not, as what `step` makes of it does."""
+    if AxisType.Manual not in (jax.sharding.get_abstract_mesh().axis_types or ()):
+        return state
+    after, _ = jax.eval_shape(step, state, *rest)
+
+    def cast(before: Array, after: Any) -> Array:
+        if jnp.issubdtype(before.dtype, jax.dtypes.extended):
+            return before  # keys stay as they are
+        return jnp.where(True, before, jnp.zeros_like(after))
+
+    return jax.tree.map(cast, state, after)

@@ -195,7 +195,8 @@ def _check_processes(rows: int, every: int, total: int | None) -> None:
     if total is not None:
         if every != total:
             raise ValueError(
-                f"batch: expected process {jax.process_index()}'s share of {total} rows, got {rows}"
+                f"batch: expected a share of the {total} rows of total in each of "
+                f"{jax.process_count()} processes, got {rows} in process {jax.process_index()}"
             )
         return
     counts = np.asarray(multihost_utils.process_allgather(np.int32(rows))).tolist()

@@ -19,7 +19,7 @@ from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Network, as_layers
 from jbackprop.core.placement import placed
 from jbackprop.core.rules import Rule
-from jbackprop.training.devices import Placement, everywhere_on, rows_at
+from jbackprop.training.devices import Placement, everywhere_on, rows_at, varying
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
 from jbackprop.training.step import as_the_state, border, step_of
@@ -204,6 +204,7 @@ def _epoch(
         # Two steps in the loop's body let the parameters alternate between two buffers. With one,
         # XLA copies them at every step: the recursion may still read w where its update is written.
         batches = order[:whole].reshape(-1, batch_size)
+        state = varying(full, state, batches[0])
         state, info = jax.lax.scan(full, state, batches, unroll=min(2, len(batches)))
         infos.append(info)
     if whole < n:

@@ -166,6 +166,23 @@ def test_within_shard_map_a_batch_is_the_devices_own(kind, check_vma, given):
     assert_same(found, expected, 1e-6)
 
 
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("call", CALLS)
+def test_everything_works_within_shard_map(call, net, given):
+    """Two devices with the same batch each, and JAX checks what varies over them."""
+    mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
+    local = lambda *own: jax.tree.map(lambda v: v[None], CALLS[call](NETS[net], *own))
+    rows, everywhere = P("data"), P()
+    specs = everywhere, rows, rows, rows, rows, everywhere
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=True)
+    params, x, t, weight, factors, state = given[net]
+    twice = jax.tree.map(lambda v: jnp.concatenate([v, v]), (x, t, weight, factors))
+    found = jax.jit(mapped)(params, *twice, state)
+    expected = CALLS[call](NETS[net], *given[net])
+    for device in range(2):
+        assert_same(jax.tree.map(lambda v, i=device: v[i], found), expected, LOOSE.get(call, 1e-6))
+
+
 def test_bare_mesh_is_an_auto_mesh(given):
     mesh = Mesh(np.array(jax.devices()), ("data",))
     spread = on(mesh, *given["dense"])
