@@ -84,7 +84,7 @@ MUTANTS = {
     "one weight for two": ("groups", "(weight[:, None] * weight[None, :])", "weight[:, None]"),
     "groups mixed": ("groups", "together = groups[:, None] == groups[None, :]", "together = True"),
     "not centred": ("batch_size", "1, squared_mean)) - 1", "1, squared_mean))"),
-    "parameters for the test gradient": ("scores", "*rows), direction)", "*rows), layers)"),
+    "parameters for the test gradient": ("scores", "x, t), direction)", "x, t), layers)"),
     # convolution and pooling
     "kernel not flipped": (
         "linear", "jnp.flip(jnp.moveaxis(w, 0, -2), range(len(g.size)))", "jnp.moveaxis(w, 0, -2)"),
@@ -122,8 +122,10 @@ MUTANTS = {
     # the epoch
     "the short batch is not masked": ("train", "< n - whole", "< batch_size"),
     "the short batch is dropped": ("train", "    if whole < n:\n", "    if whole < 0:\n"),
-    "every batch is the first": ("train", "x[rows], t[rows]", "x[: len(rows)], t[: len(rows)]"),
-    "t does not follow the shuffle": ("train", "x[rows], t[rows]", "x[rows], t[: len(rows)]"),
+    "every batch is the first": (
+        "train", "x_at(rows), t_at(rows)", "x[: len(rows)], t[: len(rows)]"),
+    "t does not follow the shuffle": (
+        "train", "x_at(rows), t_at(rows)", "x_at(rows), t[: len(rows)]"),
 }  # fmt: skip
 
 
