@@ -89,7 +89,7 @@ def shardings_for(
         model: the axis along which features are, under "tensor".
 
     Returns:
-        `Params`, or a `TrainState`, whose leaves are `NamedSharding`s.
+        `Params`, or a `TrainState`, with a `NamedSharding` for every leaf.
 
     Raises:
         ValueError: no such style; the mesh has no axis that the style needs.
