@@ -45,7 +45,7 @@ def ranks(tmp_path_factory):
         for rank in range(2)
     ]  # fmt: skip
     try:
-        codes = [process.wait(timeout=400) for process in running]
+        codes = [process.wait(timeout=900) for process in running]
     finally:
         for process in running:
             process.kill()
