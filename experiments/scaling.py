@@ -25,8 +25,9 @@ from rich.table import Table
 
 import jbackprop as jb
 from experiments.common import cost_model, networks, run
-from experiments.common.cost_model import DEVICES, SIZES, STYLES, Device, Seconds, Step, seconds
+from experiments.common.cost_model import DEVICES, SIZES, Device, Seconds, Step, seconds
 from jbackprop.drawing import style as drawing
+from jbackprop.training.sharding import STYLES
 
 GIB = 2.0**30
 

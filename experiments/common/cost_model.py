@@ -32,7 +32,6 @@ from jax.sharding import Mesh
 
 import jbackprop as jb
 
-STYLES = "data", "fsdp", "tensor", "fsdp+tensor"
 SIZES = {"bfloat16": 2, "float32": 4}
 
 
@@ -139,7 +138,7 @@ def step(
 
     Args:
         net: dense and convolutional maps.
-        style: of STYLES.
+        style: one of those.
         batch: B, on all devices together.
         data, model: D and M.
         size: s.

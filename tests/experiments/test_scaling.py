@@ -11,6 +11,7 @@ import jbackprop as jb
 from experiments import scaling
 from experiments.common import cost_model
 from experiments.common.cost_model import DEVICES, Collective, compiled_bytes
+from jbackprop.training.sharding import STYLES
 
 LAST = (jb.tanh, jb.softmax, jb.cross_entropy)
 H100, V5P = DEVICES["h100"], DEVICES["v5p"]
@@ -61,7 +62,7 @@ def test_the_rooflines_are_those_of_the_book():
         assert most == pytest.approx(1 + 4096 / r, rel=1e-6)
 
 
-@pytest.mark.parametrize("style", cost_model.STYLES)
+@pytest.mark.parametrize("style", STYLES)
 def test_at_the_least_batch_no_pass_waits_for_the_wire_and_below_it_one_does(style):
     data, model = {"tensor": (4, 2), "fsdp+tensor": (4, 2)}.get(style, (8, 1))
     of = lambda batch: cost_model.step(WIDE, style, batch=batch, data=data, model=model, size=2)
@@ -135,7 +136,7 @@ def test_the_experiment_tells_and_draws(tmp_path, capsys):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["config.json", "metrics.jsonl", "scaling.png"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["style"] for row in rows if "mesh" in row] == [*cost_model.STYLES]
+    assert [row["style"] for row in rows if "mesh" in row] == [*STYLES]
     said = capsys.readouterr().out
     assert "data below 2,199 examples a device" in said
     assert "JAX_NUM_CPU_DEVICES=8" in said
