@@ -18,7 +18,7 @@ import numpy as np
 
 from jbackprop.core.network import Layer, Network, Params, as_layers
 from jbackprop.core.records import Activation, Cost
-from jbackprop.described import Unfit, described_network, description
+from jbackprop.core.described import Unfit, described_network, description
 
 FORMAT = 1
 
