@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jbackprop.core.described import Unfit, described_network, description
 from jbackprop.core.network import Layer, Network, Params, as_layers
 from jbackprop.core.records import Activation, Cost
-from jbackprop.core.described import Unfit, described_network, description
 
 FORMAT = 1
 
