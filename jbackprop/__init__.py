@@ -56,8 +56,9 @@ from jbackprop.core.factors import (
     sum_gradient,
     value_and_grad,
 )
+from jbackprop.core.initial import init
 from jbackprop.core.linear import Conv, Dense
-from jbackprop.core.network import Layer, Network, Params, Tape, forward, init, predict
+from jbackprop.core.network import Layer, Network, Params, Tape, forward, predict
 from jbackprop.core.pooling import MaxPool, MeanPool
 from jbackprop.core.records import Activation, Cost
 from jbackprop.core.rules import Rule, Signal

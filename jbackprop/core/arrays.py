@@ -70,6 +70,23 @@ def stored(name: str, value: Any, dtype: Any) -> Any:
         return jnp.asarray(value, dtype)
 
 
+def as_floating(name: str, dtype: Any) -> np.dtype:
+    """A floating dtype that this mode of JAX has."""
+    try:
+        floating = jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        floating = False
+    if not floating:
+        got = getattr(dtype, "__name__", dtype)
+        raise ValueError(f"{name}: expected a floating dtype, got {got}")
+    if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise ValueError(
+            f"{name}: {jnp.dtype(dtype).name} needs 64-bit mode, which is off: "
+            'jax.config.update("jax_enable_x64", True)'
+        )
+    return jnp.dtype(dtype)
+
+
 def fitted(name: str, value: Any, like: Any) -> Array:
     """What a user's function returned, which must have the shape of `like`, in its dtype."""
     if np.shape(value) != like.shape:

@@ -6,18 +6,16 @@ a map, a^l = P(f(z^l)); behind the last, y = f(P(z^L)).
 Every function here speaks of one example, but for `predict`, which takes any leading axes.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer, he_normal, lecun_normal
 from jaxtyping import Array, Float
 
-from jbackprop.core.activations import gives_probabilities, identity, rectifies, softmax, tanh
-from jbackprop.core.arrays import check_key, fitted
+from jbackprop.core.activations import gives_probabilities, identity, softmax, tanh
+from jbackprop.core.arrays import fitted
 from jbackprop.core.chain import chain_of
 from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
@@ -183,59 +181,6 @@ def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
             f"hidden: expected {count} activations, one per hidden layer, got {len(listed)}"
         )
     return listed
-
-
-def init(
-    net: Network, key: Any, *, initializer: Initializer | None = None, dtype: Any = jnp.float32
-) -> Params:
-    """Parameters to start from: draws w^l and sets b^l = 0.
-
-    Args:
-        net: the network.
-        key: a typed key, `jax.random.key(seed)`.
-        initializer: called as `initializer(key, (n_l, n_in), dtype)`, with n_in = n_{l-1}, or
-            kernel · channels of a convolution, whose w is that matrix reshaped; one of
-            `jax.nn.initializers` with `in_axis=-1, out_axis=-2`. By default LeCun normal (variance
-            1/n_{l-1}), and He normal (2/n_{l-1}) where the layer's activation is a rectifier: relu,
-            leaky_relu, relu6, elu, celu, silu, gelu, gelu_exact, mish, squareplus.
-        dtype: a floating dtype.
-
-    Returns:
-        One `Layer` per layer.
-
-    Raises:
-        ValueError: key is no typed key; dtype is not floating, or float64 while x64 is off.
-
-    >>> import jax
-    >>> import jbackprop as jb
-    >>> params = jb.init(jb.Network((64, 32, 10)), jax.random.key(0))
-    >>> [w.shape for w, b in params]
-    [(32, 64), (10, 32)]
-    """
-    check_key(key)
-    try:
-        floating = jnp.issubdtype(dtype, jnp.floating)
-    except TypeError:
-        floating = False
-    if not floating:
-        got = getattr(dtype, "__name__", dtype)
-        raise ValueError(f"dtype: expected a floating dtype, got {got}")
-    if jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
-        raise ValueError(
-            f"dtype: {jnp.dtype(dtype).name} needs 64-bit mode, which is off: "
-            'jax.config.update("jax_enable_x64", True)'
-        )
-    layers = []
-    keys = jax.random.split(key, len(net.maps))
-    for linear, shape, f, k in zip(net.maps, net.shapes, net.activations, keys, strict=False):
-        normal = he_normal if rectifies(f) else lecun_normal
-        draw = initializer or normal(in_axis=-1, out_axis=-2)
-        w_shape, b_shape = linear.w_shape(shape), linear.z_shape(shape)[-1:]
-        n = w_shape[0] if len(w_shape) > 1 else 1
-        matrix = jax.ShapeDtypeStruct((n, math.prod(w_shape) // n), dtype)
-        w = fitted("initializer", draw(k, matrix.shape, dtype), matrix)
-        layers.append(Layer(w.reshape(w_shape), jnp.zeros(b_shape, dtype)))
-    return tuple(layers)
 
 
 def as_layers(net: Network, params: Any) -> Params:

@@ -21,8 +21,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jbackprop.core.initial import init
 from jbackprop.core.linear import Conv, Dense
-from jbackprop.core.network import Layer, Network, init
+from jbackprop.core.network import Layer, Network
 from jbackprop.training.optimizer import check_optimizer
 from jbackprop.training.state import TrainState, init_state
 

@@ -8,7 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from jbackprop.core.arrays import as_real, check_key, check_size
 from jbackprop.core.backward import backpropagation
-from jbackprop.core.network import Network, as_layers, init
+from jbackprop.core.initial import init
+from jbackprop.core.network import Network, as_layers
 from jbackprop.core.rules import Rule
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.shuffle import shuffled
