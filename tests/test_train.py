@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_close, problem
 
 import jbackprop as jb
-from jbackprop.training.step import border
+from jbackprop.training.step import How, border
 
 KEY = jax.random.key(0)
 NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
@@ -246,8 +246,8 @@ def test_every_draw_has_a_key_of_its_own():
 def test_nothing_is_masked_without_weights():
     state = jb.init_state(NET, SGD, KEY)
     _, x, t = problem(NET)
-    assert border(NET, state, x, t, None)[3] is None
-    assert border(NET, state, x, t, [1] * len(x))[3].tolist() == [1] * len(x)
+    assert border(NET, state, x, t, None, How())[3] is None
+    assert border(NET, state, x, t, [1] * len(x), How())[3].tolist() == [1] * len(x)
 
 
 def test_a_state_has_no_weak_types():

@@ -128,10 +128,15 @@ def check_positive(name: str, value: Any) -> float:
     return float(number)
 
 
+def is_key(value: Any) -> bool:
+    """Whether it is a typed key, or an array of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def check_key(key: Any) -> None:
     """A typed key, and one only."""
     dtype = getattr(key, "dtype", type(key).__name__)
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_key(key):
         raise ValueError(f"key: expected a typed key, jax.random.key(seed), got {dtype}")
     if key.shape != ():
         raise ValueError(f"key: expected one key of shape (), got {key.shape}")

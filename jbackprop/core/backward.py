@@ -39,7 +39,7 @@ from jbackprop.core.checks import (
 )
 from jbackprop.core.heads import head
 from jbackprop.core.maps import over_positions
-from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, pooled, unpooled
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, at_output, unpooled
 from jbackprop.core.numerics import wide
 from jbackprop.core.operators import places
 from jbackprop.core.rules import Rule, Signal
@@ -101,12 +101,11 @@ def backward(net: Network, params: Any, tape: Tape, t: Any) -> Deltas:
 
 def output_delta(net: Network, tape: Tape, t: Any, *, label: bool) -> Float[Array, "..."]:
     """δ^L = ∇_y C ⊙ f'(z^L), for t made to fit, and whether it was a label; behind a pooling,
-    y = f(P(z^L)), P'ᵀ of that."""
-    pool, y = net.pools[-1], tape.a[-1]
-    z = pooled(pool, tape.z[-1])
-    delta_L = head(net.output, net.cost, label=label).delta(wide(z), wide(y), wide(t))
+    y = f(P(z^L)), P'ᵀ of that. In float32 at least."""
+    pool, (z, y) = net.pools[-1], at_output(net, tape)
+    delta_L = head(net.output, net.cost, label=label).delta(z, y, wide(t))
     delta_L = fitted(f"cost {net.cost.name}", delta_L, z)
-    return unpooled(pool, tape.z[-1], delta_L)
+    return unpooled(pool, wide(tape.z[-1]), delta_L)
 
 
 def gradients(tape: Tape, deltas: Deltas, maps: Any = ()) -> Params:

@@ -16,9 +16,10 @@ from jbackprop.core.arrays import as_numbers, check_size
 from jbackprop.core.backward import output_delta
 from jbackprop.core.checks import as_input, as_target, as_weight, is_label
 from jbackprop.core.heads import head
-from jbackprop.core.network import Network, Params, Tape, as_layers, forward, pooled
+from jbackprop.core.network import Network, Params, Tape, as_layers, at_output, forward
 from jbackprop.core.numerics import weighted_mean, wide
 from jbackprop.core.placement import everywhere, placed
+from jbackprop.core.precision import as_compute_dtype, rounded
 
 Scalar = Float[Array, ""]
 
@@ -33,10 +34,12 @@ class Batch(NamedTuple):
     label: bool
 
 
-def as_batch(net: Network, layers: Params, x: Any, t: Any, weight: Any) -> Batch:
-    """The border of every function of a batch."""
+def as_batch(
+    net: Network, layers: Params, x: Any, t: Any, weight: Any, *, compute_dtype: Any = None
+) -> Batch:
+    """The border of every function of a batch; x for a pass in another dtype than the layers'."""
     dtype = layers[0].w.dtype
-    x = as_input(net, x, dtype, lead=1)
+    x = as_input(net, x, compute_dtype or dtype, lead=1)
     label, t = is_label(net, t, x.shape[:1]), as_target(net, t, dtype, lead=x.shape[:1])
     weights = as_weight(weight, len(x), dtype)
     return Batch(x, t, weights, None if weight is None else weights == 0, label)
@@ -110,7 +113,7 @@ def blank(absent: Any, tree: Any) -> Any:
 
 def example_cost(net: Network, tape: Tape, t: Any) -> Any:
     """C of one example, in float32 at least: it is a sum over outputs."""
-    z, y = wide(pooled(net.pools[-1], tape.z[-1])), wide(tape.a[-1])
+    z, y = at_output(net, tape)
     cost = head(net.output, net.cost).value(z, y, wide(t))
     if jnp.shape(cost) != ():
         raise ValueError(
@@ -148,7 +151,9 @@ def _spoilt(net: Network, layers: Params, batch: Batch) -> Any:
 
 
 @placed(everywhere)
-def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) -> Scalar:
+def mean_cost(
+    net: Network, params: Any, x: Any, t: Any, *, weight: Any = None, compute_dtype: Any = None
+) -> Scalar:
     """The weighted mean cost of a batch, by the forward pass only: the thing to hand to `jax.grad`.
 
     Arguments and errors are those of `backprop`. Its derivative with respect to a weight is
@@ -164,7 +169,9 @@ def mean_cost(net: Network, params: Any, x: Any, t: Any, *, weight: Any = None) 
     True
     """
     layers = as_layers(net, params)
-    batch = as_batch(net, layers, x, t, weight)
+    compute_dtype = as_compute_dtype(compute_dtype, layers[0].w.dtype)
+    batch = as_batch(net, layers, x, t, weight, compute_dtype=compute_dtype)
+    layers = rounded(layers, compute_dtype)
     if batch.absent is not None:
         batch = batch._replace(absent=_spoilt(net, layers, batch))
     cost, _, _ = example_costs(net, layers, batch)

@@ -236,8 +236,9 @@ def _if_batch(got: Any, expected: Any) -> str:
 
 
 def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
-    """(feedback, keys) with one entry per hidden layer each; None where there is none."""
-    if key is not None:
+    """(feedback, keys) with one entry per hidden layer each; None where there is none. A tuple of
+    keys has one for each already."""
+    if key is not None and not isinstance(key, tuple):
         check_key(key)
     hidden = len(net.maps) - 1
     if not isinstance(feedback, tuple | list) or len(feedback) not in (0, hidden):
@@ -247,7 +248,8 @@ def per_hidden_layer(net: Sized, feedback: Any, key: Any) -> tuple[Any, Any]:
             got = f"{type(feedback).__name__} of shape {np.shape(feedback)}"
         fail(net, "feedback", f"a tuple of {hidden}, one entry per hidden layer, or ()", got)
     nothing = (None,) * hidden
-    return feedback or nothing, nothing if key is None else jax.random.split(key, hidden)
+    keys = nothing if key is None else key
+    return feedback or nothing, keys if isinstance(keys, tuple) else jax.random.split(keys, hidden)
 
 
 def in_the_structure_of(name: str, like: Any, layers: Any) -> Any:

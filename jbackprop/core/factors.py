@@ -7,7 +7,7 @@ matrix product of them. B · P numbers are formed by `example_gradients` alone, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from jbackprop.core.arrays import check_key
+from jbackprop.core.arrays import check_key, is_key
 from jbackprop.core.backward import backpropagation, gradients, output_delta, propagate
 from jbackprop.core.batch import Scalar, as_batch, blank, example_cost, without_absent
 from jbackprop.core.checks import in_the_structure_of
@@ -23,8 +23,12 @@ from jbackprop.core.maps import Map, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, product, unit, weighted_mean
 from jbackprop.core.placement import by_example, everywhere, like, placed
+from jbackprop.core.precision import as_compute_dtype, is_scaled, rounded, scaled
+from jbackprop.core.remat import as_remat, by_segments
 from jbackprop.core.rules import Rule, none
 from jbackprop.core.sums import bias_sum, outer_sum
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Factors(NamedTuple):
@@ -38,6 +42,8 @@ class Factors(NamedTuple):
         weight: of shape (B,); enters sums and means only. Where it is 0, all the rest is 0.
         maps: those of the network, without which a convolution's δ and a cannot be contracted: as a
             pytree nothing but structure. () where all of it is dense.
+        dtype: that of the parameters and of a mean gradient, where the pass had a smaller one; as a
+            pytree nothing but structure. () where it had that.
     """
 
     cost: Float[Array, " B"]
@@ -46,6 +52,7 @@ class Factors(NamedTuple):
     t: Float[Array, "B n_out"]
     weight: Float[Array, " B"]
     maps: tuple["Used", ...] = ()
+    dtype: "Wider | tuple[()]" = ()
 
 
 @jax.tree_util.register_static
@@ -54,6 +61,14 @@ class Used:
     """A linear map of the network, as a pytree without leaves."""
 
     map: Map
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Wider:
+    """The dtype of parameters that were rounded for the pass, as a pytree without leaves."""
+
+    dtype: np.dtype
 
 
 @placed(by_example("x"))
@@ -67,6 +82,8 @@ def backprop(
     rule: Rule = backpropagation,
     feedback: Any = None,
     key: Any = None,
+    compute_dtype: Any = None,
+    remat: Any = None,
 ) -> Factors:
     """The pass of a batch that keeps every example's δ and a:
     the recursion of `backward.py` under `jax.vmap`.
@@ -82,7 +99,15 @@ def backprop(
             absent, whatever is in it, NaN included.
         rule: how δ is carried back.
         feedback: what the rule keeps, from `rule.init`; not needed where it keeps none.
-        key: for a rule that draws; split so that every example and layer has its own.
+        key: for a rule that draws; split so that every example and layer has its own. Keys of shape
+            (B,) are the examples'.
+        compute_dtype: bfloat16 or float16, of z, a and δ, for parameters of a wider dtype, which a
+            mean gradient has nonetheless; by default theirs. In float16 backpropagation gives δ in
+            float32, out of a recursion in which each layer's has a power of two of its own; no loss
+            scale is needed. δ of another rule is as it comes.
+        remat: k, for very deep networks: a^l is kept at every k-th layer, and the rest worked out
+            again as δ comes down. It saves memory where the factors are used up as they come, in a
+            compiled step whose gradient is a mean or a sum.
 
     Returns:
         The `Factors` of the batch.
@@ -90,7 +115,7 @@ def backprop(
     Raises:
         ValueError: an argument does not fit the network; the batch is empty; a weight is negative
             or infinite (NaN instead where its value is traced); the rule keeps feedback and got
-            none.
+            none; compute_dtype is not smaller than the parameters' dtype; remat is below 1.
 
     >>> import jax, jax.numpy as jnp
     >>> import jbackprop as jb
@@ -99,26 +124,36 @@ def backprop(
     >>> factors = jb.backprop(net, params, jnp.ones((5, 64)), jnp.arange(5))
     >>> [d.shape for d in factors.delta], [a.shape for a in factors.tape.a]
     ([(5, 32), (5, 10)], [(5, 64), (5, 32), (5, 10)])
+    >>> half = jb.backprop(net, params, jnp.ones((5, 64)), jnp.arange(5), compute_dtype="bfloat16")
+    >>> half.delta[0].dtype.name, jb.mean_gradient(half)[0].w.dtype.name
+    ('bfloat16', 'float32')
     """
     layers = as_layers(net, params)
-    x, t, weight, absent, label = without_absent(as_batch(net, layers, x, t, weight))
-    feedback = feedback_of(net, layers, rule, feedback)
+    dtype, every = layers[0].w.dtype, as_remat(remat)
+    smaller = as_compute_dtype(compute_dtype, dtype)
+    batch = as_batch(net, layers, x, t, weight, compute_dtype=smaller)
+    x, t, weight, absent, label = without_absent(batch)
+    layers, feedback = rounded((layers, feedback_of(net, layers, rule, feedback)), smaller)
     keys = keys_of(key, len(x))
+    recursion = scaled if is_scaled(rule, smaller) else propagate
 
     def example(x: Any, t: Any, key: Any) -> Any:
         tape = forward(net, layers, x)
         delta_L = output_delta(net, tape, t, label=label)
-        deltas = propagate(net, layers, tape, delta_L, rule=rule, feedback=feedback, t=t, key=key)
-        return example_cost(net, tape, t), tape, deltas
+        given = {"rule": rule, "feedback": feedback, "t": t, "key": key}
+        cost = example_cost(net, tape, t)
+        if every is not None:
+            return cost, *by_segments(recursion, every, net, layers, tape, delta_L, **given)
+        return cost, tape, recursion(net, layers, tape, delta_L, **given)
 
     cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, keys), t))
-    return Factors(cost, tape, deltas, t, weight, maps_of(net))
+    return Factors(cost, tape, deltas, t, weight, maps_of(net), Wider(dtype) if smaller else ())
 
 
 def keys_of(key: Any, batch: int) -> Any:
     """One for every example; None where there is none."""
-    if key is None:
-        return None
+    if key is None or (jnp.shape(key) == (batch,) and is_key(key)):
+        return key
     check_key(key)
     return jax.random.split(key, batch)
 
@@ -163,6 +198,17 @@ def sums_over_batch(factors: Factors, c: Float[Array, " B"], held: Any = ()) -> 
     return tuple(found)
 
 
+def combines(how: str) -> Callable[[F], F]:
+    """Says of a `gradient=` how those of a batch's parts combine: as a "mean" or a "sum"."""
+
+    def told(function: F) -> F:
+        setattr(function, "combines", how)  # noqa: B010 - functions have attributes
+        return function
+
+    return told
+
+
+@combines("sum")
 @placed(everywhere)
 def sum_gradient(factors: Factors) -> Params:
     """The weighted sum of the examples' gradients: Σ_i w_i g_i, with g_i = δ_i^l (a_i^{l-1})ᵀ.
@@ -171,6 +217,7 @@ def sum_gradient(factors: Factors) -> Params:
     return sums_over_batch(factors, factors.weight)
 
 
+@combines("mean")
 @placed(everywhere)
 def mean_gradient(factors: Factors) -> Params:
     """The weighted mean of the examples' gradients: Σ_i w_i g_i / Σ_i w_i; 0 where every w_i is 0.
@@ -191,7 +238,8 @@ def mean_of(factors: Factors, sums: Callable[[Array], Params]) -> Params:
     # The sum is scaled, and not δ before it: that is fused with the optimizer's update. It made a
     # compiled epoch 5 to 10 % faster at every size tried.
     weight = unit(factors.weight)
-    share, dtype = over_total(weight), factors.tape.a[0].dtype
+    share, kept = over_total(weight), factors.dtype
+    dtype = kept.dtype if isinstance(kept, Wider) else factors.tape.a[0].dtype
     return jax.tree.map(lambda g: (g * share).astype(dtype), sums(weight))
 
 
@@ -210,12 +258,19 @@ def example_gradients(factors: Factors) -> Params:
 
 @placed(lambda given, shapes: (P(), like(given["params"], shapes[1])))
 def value_and_grad(
-    net: Network, params: Any, x: Any, t: Any, *, weight: Any = None
+    net: Network,
+    params: Any,
+    x: Any,
+    t: Any,
+    *,
+    weight: Any = None,
+    compute_dtype: Any = None,
+    remat: Any = None,
 ) -> tuple[Scalar, Any]:
     """The mean cost of a batch and its gradient, in the structure that params came in.
 
     Arguments and errors are those of `backprop`.
     """
-    factors = backprop(net, params, x, t, weight=weight)
+    factors = backprop(net, params, x, t, weight=weight, compute_dtype=compute_dtype, remat=remat)
     cost = weighted_mean(factors.cost, factors.weight)
     return cost, in_the_structure_of("params", params, mean_gradient(factors))

@@ -21,6 +21,7 @@ from jbackprop.core.checks import as_input, as_pairs
 from jbackprop.core.costs import binary_cross_entropy, cross_entropy, squared_error
 from jbackprop.core.linear import Dense
 from jbackprop.core.maps import Map, shaped
+from jbackprop.core.numerics import wide
 from jbackprop.core.placement import by_example, placed
 from jbackprop.core.pooling import Pool
 from jbackprop.core.records import Activation, Cost
@@ -183,6 +184,20 @@ def _hidden(hidden: Any, count: int) -> tuple[Activation, ...]:
     return listed
 
 
+def between(net: Network, low: int, high: int) -> Network:
+    """Layers low + 1 … high by themselves, from a^low; only its last z^high needs no f."""
+    fs, chain, part = net.activations[low:high], net._chain, object.__new__(Network)  # pyright: ignore
+    cut = type(chain)(
+        chain.maps[low:high],
+        chain.pools[low:high],
+        chain.shapes[low : high + 1],
+        chain.z_shapes[low:high],
+    )
+    sizes = (cut.shapes[0], *cut.maps)
+    part.__dict__.update(sizes=sizes, hidden=fs[:-1], output=fs[-1], cost=net.cost, _chain=cut)
+    return part
+
+
 def as_layers(net: Network, params: Any) -> Params:
     """Params of any structure that unpacks to (w, b) per layer, checked, as `tuple[Layer, ...]`."""
     return tuple(Layer(w, b) for w, b in as_pairs(net, params))
@@ -240,6 +255,13 @@ def unpooled(pool: Pool | None, u: Any, e: Array) -> Array:
     if pool is None:
         return e
     return shaped(pool, "transpose(u, e)", pool.transpose(u, e), u.shape)
+
+
+def at_output(net: Network, tape: Tape) -> tuple[Array, Array]:
+    """(z^L, y) in float32 at least, as costs are: of a smaller z, y is worked out again, which
+    rounded to as few digits is 1 too soon."""
+    z, y = pooled(net.pools[-1], tape.z[-1]), tape.a[-1]
+    return (z, y) if z.dtype == wide(z).dtype else (wide(z), _activated(net.output, wide(z)))
 
 
 @placed(by_example("x"))

@@ -90,9 +90,13 @@ class Place:
         all outputs to z^l, acts as such."""
         if b is None or isinstance(b, Operator) or not hasattr(b, "shape"):
             return b
-        if np.shape(b) == self.above.w_shape(self.shape):
-            return self.weights(b)
-        if np.shape(b) == (self.outputs, *self.z_shape) and len(self.z_shape) > 1:
+        like_w = np.shape(b) == self.above.w_shape(self.shape)
+        return self.weights(b) if like_w else self.direct(b)
+
+    def direct(self, b: Any) -> Any:
+        """A matrix from all outputs to z^l, which is not shaped as w^{l+1}, as an operator."""
+        shape, like_w = getattr(b, "shape", None), self.above.w_shape(self.shape)
+        if shape == (self.outputs, *self.z_shape) != like_w and len(self.z_shape) > 1:
             return Operator(b, Place(_Direct(), None, self.z_shape, self.z_shape, None, 0))
         return b
 

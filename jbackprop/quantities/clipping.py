@@ -7,7 +7,7 @@ costs what the plain one does, and no example's gradient is formed.
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +166,7 @@ class ClippedMean:
     """`clipped_mean` of a bound: equal bounds, equal functions, and it pickles."""
 
     max_norm: Any
+    combines: ClassVar[str] = "mean"
 
     @placed(everywhere)
     def __call__(self, factors: Factors) -> Params:
@@ -181,6 +182,7 @@ class ClippedSum:
 
     max_norm: Any
     divisor: Any
+    combines: ClassVar[str] = "sum"
 
     @placed(everywhere)
     def __call__(self, factors: Factors) -> Params:

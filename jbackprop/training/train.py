@@ -19,10 +19,10 @@ from jbackprop.core.factors import Factors, mean_gradient
 from jbackprop.core.network import Network, as_layers
 from jbackprop.core.placement import placed
 from jbackprop.core.rules import Rule
-from jbackprop.training.devices import Placement, everywhere_on, rows_at, varying
+from jbackprop.training.devices import everywhere_on, rows_at, varying
 from jbackprop.training.optimizer import Optimizer, takes_optimizer
 from jbackprop.training.state import Info, TrainState, epoch_order
-from jbackprop.training.step import as_the_state, border, step_of
+from jbackprop.training.step import How, as_the_state, border, step_of
 
 
 def _jitted(function: Callable[..., Any], static: tuple[int, ...]) -> dict[bool, Any]:
@@ -33,7 +33,7 @@ def _jitted(function: Callable[..., Any], static: tuple[int, ...]) -> dict[bool,
     }
 
 
-_steps = _jitted(step_of, (0, 1, 6, 7, 8, 9))
+_steps = _jitted(step_of, (0, 1, 6))
 
 
 @takes_optimizer
@@ -48,6 +48,9 @@ def train_step(
     rule: Rule = backpropagation,
     gradient: Callable[[Factors], Any] = mean_gradient,
     observe: Callable[[Factors, TrainState, Any], Any] | None = None,
+    compute_dtype: Any = None,
+    microbatches: Any = 1,
+    remat: Any = None,
     donate: bool = False,
 ) -> tuple[TrainState, Info]:
     """One update from one batch: factors, gradient, optimizer, new parameters. Jitted.
@@ -70,6 +73,13 @@ def train_step(
         gradient: `Factors` to a gradient: (w, b) per layer.
         observe: (factors, state, updates) to any pytree of arrays, with the state that the factors
             came from.
+        compute_dtype: bfloat16 or float16 for the pass, beside parameters, cost, sums and optimizer
+            in a wider dtype; see `backprop`.
+        microbatches: parts of the batch, each of which has the device to itself, for the numbers of
+            the whole. `gradient` says by its attribute `combines`, "mean" or "sum", how those of
+            the parts do: `mean_gradient`, `sum_gradient`, `clipped_mean` and `clipped_sum` have it.
+            Nothing can be observed, and no optimizer is given factors.
+        remat: layers from one whose activation is kept to the next; see `backprop`.
         donate: whether the new state may take the old one's memory, for networks that fill the
             device: then the old one's arrays are deleted.
 
@@ -78,7 +88,9 @@ def train_step(
 
     Raises:
         ValueError: an argument does not fit the network; the batch is empty; a weight is negative
-            or infinite (the new parameters are NaN instead where its value is traced).
+            or infinite (the new parameters are NaN instead where its value is traced); with
+            microbatches, a `gradient` that does not say how it combines, an `observe`, or a rule
+            with an update of its own.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> import jbackprop as jb
@@ -90,9 +102,9 @@ def train_step(
     >>> float(info.cost), state.params[0].w.tolist()
     (2.0, [[1.2000000476837158, 1.0]])
     """
-    state, x, t, weight, place = border(net, state, x, t, weight)
-    step = _steps[bool(donate)]
-    return step(net, optimizer, state, x, t, weight, rule, gradient, observe, place)
+    how = How(rule, gradient, observe, compute_dtype, microbatches, remat)
+    state, x, t, weight, how = border(net, state, x, t, weight, how)
+    return _steps[bool(donate)](net, optimizer, state, x, t, weight, how)
 
 
 @takes_optimizer
@@ -108,6 +120,9 @@ def train_epoch(
     rule: Rule = backpropagation,
     gradient: Callable[[Factors], Any] = mean_gradient,
     observe: Callable[[Factors, TrainState, Any], Any] | None = None,
+    compute_dtype: Any = None,
+    microbatches: Any = 1,
+    remat: Any = None,
     donate: bool = False,
 ) -> tuple[TrainState, Info]:
     """Steps over all N examples once, in an order drawn from the state. One compiled loop.
@@ -122,7 +137,8 @@ def train_epoch(
     but those that are spread along the same axis as the examples (`shardings_for`).
 
     Args:
-        net, optimizer, state, weight, rule, gradient, observe, donate: as in `train_step`.
+        net, optimizer, state, weight, rule, gradient, observe, compute_dtype, microbatches, remat,
+            donate: as in `train_step`; microbatches are of each batch.
         x: all inputs, of shape (N, n_0).
         t: all ground truth, of shape (N, n_L), or labels of shape (N,).
         batch_size: examples in a step, at least 1; all where there are fewer.
@@ -159,11 +175,10 @@ def train_epoch(
     >>> info.cost.shape  # (networks, steps)
     (3, 3)
     """
-    state, x, t, weight, place = border(net, state, x, t, weight)
+    how = How(rule, gradient, observe, compute_dtype, microbatches, remat)
+    state, x, t, weight, how = border(net, state, x, t, weight, how)
     check_size("batch_size", batch_size)
-    epoch = _epochs[bool(donate)]
-    size = int(batch_size)
-    return epoch(net, optimizer, state, x, t, weight, rule, gradient, observe, size, place)
+    return _epochs[bool(donate)](net, optimizer, state, x, t, weight, how, int(batch_size))
 
 
 @placed(as_the_state)
@@ -174,13 +189,10 @@ def _epoch(
     x: Any,
     t: Any,
     weight: Any,
-    rule: Rule,
-    gradient: Callable[[Factors], Any],
-    observe: Callable[[Factors, TrainState, Any], Any] | None,
+    how: How,
     batch_size: int,
-    place: Placement | None,
 ) -> tuple[TrainState, Info]:
-    x = as_input(net, x, None, lead=1)
+    place, x = how.place, as_input(net, x, None, lead=1)
     n, t = len(x), jnp.asarray(t)
     as_target(net, t, as_layers(net, state.params)[0].w.dtype, lead=(n,))  # here as a whole
     order = everywhere_on(place, epoch_order(state, n))
@@ -192,7 +204,7 @@ def _epoch(
 
     def step(state: TrainState, rows: Array, weight: Any) -> tuple[TrainState, Info]:
         batch = x_at(rows), t_at(rows), weight
-        return step_of(net, optimizer, state, *batch, rule, gradient, observe, place)
+        return step_of(net, optimizer, state, *batch, how)
 
     def full(state: TrainState, rows: Array) -> tuple[TrainState, Info]:
         return step(state, rows, None if weight is None else weight_at(rows))
@@ -217,4 +229,4 @@ def _epoch(
     return state, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *infos)
 
 
-_epochs = _jitted(_epoch, (0, 1, 6, 7, 8, 9, 10))
+_epochs = _jitted(_epoch, (0, 1, 6, 7))
