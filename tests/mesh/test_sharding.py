@@ -20,6 +20,7 @@ from experiments.common.cost_model import compiled_bytes
 from jbackprop.core import examples
 from jbackprop.training import train
 from jbackprop.training.devices import placement_of
+from jbackprop.training.step import How
 
 sys.path.append(str(Path(__file__).parents[1]))
 from test_optimizers import CASES
@@ -57,9 +58,8 @@ def started(net, style, explicit, optimizer):
 def lowered(net, optimizer, state, x, t, *batch_size):
     """The compiled step, or with a batch size epoch, for arrays that lie where these do."""
     jitted = (train._epochs if batch_size else train._steps)[False]
-    place = placement_of(state.params[0].w, state, x, t, None)
-    calls = jb.backpropagation, jb.mean_gradient, None
-    return jitted.lower(net, optimizer, state, x, t, None, *calls, *batch_size, place).compile()
+    how = How(place=placement_of(state.params[0].w, state, x, t, None))
+    return jitted.lower(net, optimizer, state, x, t, None, how, *batch_size).compile()
 
 
 def assert_lies(found, lies):
