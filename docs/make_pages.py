@@ -34,6 +34,7 @@ ROOMS = {
 # what a user may ask of a record beside its fields
 MEMBERS = {
     "Activation": ["from_function"],
+    "Checkpoints": ["save", "restore", "wait", "close", "steps"],
     "Conv": ["z_shape", "w_shape", "apply", "transpose", "rows", "weighted_sum"],
     "MaxPool": ["out_shape", "apply", "transpose"],
     "Network": ["maps", "pools", "shapes", "z_shapes", "flat", "activations"],
