@@ -27,6 +27,9 @@ mnist1d: $(STAMP) ## one-dimensional digits, beside a paper's figures
 panel: $(STAMP) ## what every step tells of its gradients
 	$(RUN) -m experiments.panel
 
+precision: $(STAMP) ## what bfloat16 and float16 cost, and what a step in parts saves
+	$(RUN) -m experiments.precision
+
 nielsen: $(STAMP) ## the experiments of Nielsen's book
 	$(RUN) -m experiments.nielsen
 
@@ -101,6 +104,12 @@ mutants: $(STAMP) ## every one-line fault by turns (hours; resumes)
 
 mutants-sample: $(STAMP) ## fifteen of those faults: all must be found
 	$(QUICK) $(RUN) -m tests.planted sample
+
+kills: $(STAMP) ## a hundred kills -9: every run goes on to the same bits (10 minutes)
+	KILLS=100 $(QUICK) $(RUN) -m pytest -q tests/experiments/test_resume.py -k killed_at_any_moment
+
+soak: $(STAMP) ## a million steps, twice: does anything pile up? (3 minutes)
+	$(RUN) -m experiments.soak
 
 wrong-parts: $(STAMP) ## does `verify` find what is wrong? 200 networks (20 minutes)
 	$(QUICK) $(RUN) -m experiments.wrong_parts
@@ -180,4 +189,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits distributed private convolution mnist1d panel nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there
+.PHONY: help digits distributed private convolution mnist1d panel precision nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample kills soak wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there

@@ -108,7 +108,8 @@ def train(
 
 
 def main(options: Options) -> int:
-    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
+    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C,
+    143 after SIGTERM."""
     console, start = Console(markup=False, highlight=False), time.perf_counter()
     try:
         data, options = checked(options)
@@ -149,7 +150,7 @@ def main(options: Options) -> int:
         title = "The error on its way back, from above: where each digit's δ is large, by layer"
         jb.plot_flow(factors, title=title).savefig(folder / "flow.png")
     console.print(f"Written to {folder} ({time.perf_counter() - start:.1f} s)", soft_wrap=True)
-    return status or (130 if asked else 0)
+    return status or run.stopped(asked)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 Before it trains, the gradient is compared with `jax.grad` on a batch. What comes out is a table and
 a folder with config.json, metrics.jsonl, net.npz and three figures; `--load` evaluates such a net.
+Every epoch is saved, and `--resume` goes on with such a folder, as if the run had never ended.
 With `--distributed` it is one of several processes that learn together: `make distributed`.
 """
 
 import math
 import sys
 import time
+import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,8 +28,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import jbackprop as jb
-from experiments.common import processes, run
+from experiments.common import processes, resuming, run
 from experiments.common.data import Data, Part, load
+from experiments.common.history import History, finite, packed, unpacked
 
 Hidden = Literal[
     "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "celu", "softplus", "silu",
@@ -65,6 +71,9 @@ class Options:
     """A folder with MNIST's four IDX files, gzipped or not, in place of scikit-learn's digits."""
     load: Path | None = None
     """A `net.npz` of an earlier run: it is evaluated on this data, and nothing is trained."""
+    resume: Path | None = None
+    """The folder of a run, or of runs, of which the newest is meant: it goes on after the last
+    epoch that was saved, with its own options; a larger `--epochs` goes on further."""
     quick: bool = False
     """Two epochs, only to see that everything works."""
     distributed: bool = False
@@ -146,6 +155,8 @@ class Job(NamedTuple):
     parts: dict[str, Any]  # (x, t) of train, validation and test
     start: float
     team: processes.Alone
+    gap: float | None  # from autodiff; None where the run goes on
+    history: History
 
 
 def prepare(options: Options, console: Console, team: processes.Alone) -> Job:
@@ -165,31 +176,67 @@ def prepare(options: Options, console: Console, team: processes.Alone) -> Job:
     for x, t in parts.values():
         jb.check_batch(net, x, t)
     state = jb.init_state(net, optimizer, jax.random.key(options.seed))
-    return Job(options, console, net, optimizer, state, data, parts, start, team)
+    job = Job(options, console, net, optimizer, state, data, parts, start, team, None, History())
+    if options.resume is not None:
+        return resumed(job, options.resume)
+    x, t = parts["train"]
+    gap = difference_from_autodiff(net, state.params, x[:128], t[:128])
+    return job._replace(gap=gap)
+
+
+def resumed(job: Job, folder: Path) -> Job:
+    """The job after the last epoch that was saved; `ValueError` where that is of another."""
+    with (
+        warnings.catch_warnings(record=True) as told,
+        jb.Checkpoints(folder / "checkpoints", job.net, job.optimizer) as saved,
+    ):
+        warnings.simplefilter("always", UserWarning)
+        if not saved.steps:
+            if (folder / "net.npz").exists():
+                raise ValueError(
+                    f"resume: expected checkpoints beside the net.npz in {folder}, got none"
+                )
+            return job
+        state, extra = saved.restore(job.state)
+    for warning in told:
+        job.console.print(str(warning.message), style="yellow", soft_wrap=True)
+    history = unpacked(extra)
+    if len(history.rows) > job.options.epochs:
+        raise ValueError(
+            f"epochs: expected at least the {len(history.rows)} that are done, "
+            f"got {job.options.epochs}"
+        )
+    start = job.start - history.rows[-1]["seconds"]
+    return job._replace(state=state, history=history, start=start)
 
 
 def main(options: Options) -> int:
-    """Trains, writes, and returns an exit status: 0, 1 if training broke down, 130 after Ctrl-C."""
+    """Trains, writes, and returns an exit status: 0, 1 if training broke down or could not be
+    written, 2 if an option does not fit, 130 after Ctrl-C, 143 after SIGTERM."""
     if options.distributed:
         return processes.together(partial(work, options), patience=options.patience)
     return work(options, processes.Alone())
 
 
 def work(options: Options, team: processes.Alone) -> int:
-    """What each process does. The lead alone prints, and has a folder."""
+    """What each process does. The lead alone prints, and writes all but the checkpoints."""
     console = Console(markup=False, highlight=False, quiet=not team.lead)
     try:
+        if options.resume is not None:
+            options = resuming.options_of(resuming.folder_of(options.resume), options)
         if options.load is not None:
             return evaluate_saved(options, options.load, console)
+        team.told(asdict(options))
         job = prepare(options, console, team)
-        team.begin(asdict(options), job.parts, job.state)
-        folder = run.new_folder(options.out) if team.lead else None
+        team.begin(job.parts, job.state)
+        made = options.resume or (run.new_folder(options.out) if team.lead else None)
+        folder = Path(team.of_lead(str(made)))
     except (ValueError, OSError) as error:
         if options.distributed:
             raise processes.Refusal(str(error)) from None  # the others have to hear of it
         console.print(str(error), style="red", soft_wrap=True)
         return 2
-    with team.stop_between_epochs() as asked:
+    with run.stop_between_epochs() as asked:
         return train(job, folder, asked)
 
 
@@ -224,32 +271,63 @@ def table_of(found: dict[str, tuple[int, jb.Metrics]], title: str) -> Table:
 
 
 def begin(job: Job, folder: Path) -> None:
-    """Compares the gradient, and says what is going to be done."""
-    x, t = job.parts["train"]
-    gap = difference_from_autodiff(job.net, job.state.params, x[:128], t[:128])
-    run.write_config(folder, job.options, network=job.net.sizes, difference_from_autodiff=gap)
+    """Writes the configuration, and says what is going to be done."""
     count = jax.device_count() if job.options.distributed else 1
     job.console.print(
-        f"{len(x)} digits to learn from, a network {'-'.join(map(str, job.net.sizes))}, "
-        f"{f'{count} devices: ' if count > 1 else ''}{jax.devices()[0].device_kind}.\n"
-        f"Largest relative difference from jax.grad on a batch: {gap:.1e}"
-        f"{'' if gap else ', the same to the bit'}",
+        f"{len(job.data.train.x)} digits to learn from, "
+        f"a network {'-'.join(map(str, job.net.sizes))}, "
+        f"{f'{count} devices: ' if count > 1 else ''}{jax.devices()[0].device_kind}."
     )
+    if job.gap is None:
+        done = len(job.history.rows)
+        resuming.note(folder, job.options, after=done)
+        run.write_whole(folder / "metrics.jsonl", run.lines(job.history.rows))
+        after = f"after epoch {done}" if done else "from the beginning: no epoch was saved"
+        job.console.print(f"It goes on in {folder}, {after}.", soft_wrap=True)
+    else:
+        config = {"network": job.net.sizes, "difference_from_autodiff": job.gap}
+        run.write_config(folder, job.options, **config)
+        job.console.print(
+            f"Largest relative difference from jax.grad on a batch: {job.gap:.1e}"
+            f"{'' if job.gap else ', the same to the bit'}"
+        )
 
 
-def train(job: Job, folder: Path | None, asked: list[int]) -> int:
-    """Epochs, until they are done, diverge or somebody asks to stop; then what is left of them."""
-    options, console, net, optimizer, state, _, parts, start, team = job
-    if folder:
-        begin(job, folder)
+def train(job: Job, folder: Path, asked: list[int]) -> int:
+    """The epochs, then what is left of them. What cannot be written ends it."""
+    lead = job.team.lead
+    try:
+        if lead:
+            begin(job, folder)
+        status, message, history = learn(job, folder, asked)
+        job.team.part()
+        if lead and history.kept is not None:
+            finish(job, folder, history)
+    except OSError as error:
+        status = 1
+        message = f"{error}\nWhat was saved before is whole. Go on with --resume {folder}"
+        if job.options.distributed:
+            raise processes.Refusal(message) from None  # the others have to hear of it
+    if message:
+        job.console.print(message, style="yellow", soft_wrap=True)
+    seconds = time.perf_counter() - job.start
+    job.console.print(f"Written to {folder} ({seconds:.1f} s)", soft_wrap=True)
+    return status
+
+
+def learn(job: Job, folder: Path, asked: list[int]) -> tuple[int, str, History]:
+    """Epochs, each of them saved, until they are done, diverge or somebody asks to stop."""
+    options, console, net, optimizer, state, _, parts, start, team, _, history = job
     state, (x, t) = team.everywhere((state, parts["train"]))
-
     evaluate = partial(jb.evaluate, net, batch_size=1024)
-    best, kept, rows, norms = (-1.0, 0.0), None, [], []
-    status, message = 0, ""
-    with progress_bar(console) as progress:
-        bar = progress.add_task("", total=options.epochs, status="")
-        for epoch in range(1, options.epochs + 1):
+    status, message, done = 0, "", len(history.rows)
+    saved = jb.Checkpoints(folder / "checkpoints", net, optimizer)
+    # takes a second, in which the first epoch can be compiled
+    Thread(target=import_module, args=["orbax.checkpoint"]).start()
+    alone = nullcontext() if options.distributed else saved  # where others fail they never close it
+    with progress_bar(console) as progress, alone:
+        bar = progress.add_task("", total=options.epochs, completed=done, status="")
+        for epoch in range(done + 1, options.epochs + 1):
             state, info = jb.train_epoch(
                 net, optimizer, state, x, t, batch_size=options.batch_size, observe=delta_norms
             )
@@ -258,13 +336,11 @@ def train(job: Job, folder: Path | None, asked: list[int]) -> int:
                 name: {k: float(v) for k, v in evaluate(params, *parts[name])._asdict().items()}
                 for name in ("train", "validation")
             }
-            norms.append(np.asarray(info.observed))
             row = {"epoch": epoch, "seconds": round(time.perf_counter() - start, 3), **scores}
-            finite = np.isfinite([s["cost"] for s in scores.values()]).all()
-            rows.append(row)
-            if folder:
-                run.append(folder, row if finite else row | {"finite": False})
-            if not finite:
+            history = history.after(row, np.asarray(info.observed), params)
+            if team.lead:
+                run.append(folder, row if finite(row) else row | {"finite": False})
+            if not finite(row):
                 status = 1
                 message = (
                     f"The cost is no longer finite after epoch {epoch}. "
@@ -272,21 +348,15 @@ def train(job: Job, folder: Path | None, asked: list[int]) -> int:
                 )
                 break
             cost, accuracy = scores["validation"].values()
-            if (accuracy, -cost) > best:
-                best, kept = (accuracy, -cost), (epoch, jax.tree.map(np.array, params))
             progress.update(bar, advance=1, status=f"cost {cost:.4f}  accuracy {accuracy:.2%}")
-            if team.agree(state, asked) and epoch < options.epochs:
-                status, message = 130, f"Stopped after epoch {epoch}, as asked."
+            signals = team.agree(state, asked)
+            saved.save(state, extra=packed(history))
+            if signals and epoch < options.epochs:
+                status = run.stopped(signals)
+                message = f"Stopped after epoch {epoch}, as asked. Go on with --resume {folder}"
                 break
-
-    team.part()
-    if folder and kept is not None:
-        finish(job, folder, kept, rows, np.stack(norms))
-    if message:
-        console.print(message, style="yellow")
-    seconds = time.perf_counter() - start
-    console.print(f"Written to {folder} ({seconds:.1f} s)", soft_wrap=True)
-    return status
+    saved.close()
+    return status, message, history
 
 
 def costs(net: jb.Network, params: jb.Params, x: Any, t: Any) -> np.ndarray:
@@ -295,15 +365,11 @@ def costs(net: jb.Network, params: jb.Params, x: Any, t: Any) -> np.ndarray:
     return np.concatenate([each(x[i : i + 1000], t[i : i + 1000]) for i in range(0, len(x), 1000)])
 
 
-def finish(
-    job: Job,
-    folder: Path,
-    kept: tuple[int, jb.Params],
-    rows: list[dict[str, Any]],
-    norms: np.ndarray,
-) -> None:
+def finish(job: Job, folder: Path, history: History) -> None:
     """The table, parameters and figures of the epoch with the best validation accuracy."""
     net, parts, data = job.net, job.parts, job.data
+    rows, norms, kept = history
+    assert kept
     epoch, params = kept
     jb.save(folder / "net.npz", net, params)
     found = {
@@ -317,7 +383,7 @@ def finish(
     of = lambda name, what: jnp.array([row[name][what] for row in rows])
     metrics = {n: jb.Metrics(of(n, "cost"), of(n, "accuracy")) for n in ("train", "validation")}
     jb.plot_learning(metrics, kept=epoch).savefig(folder / "curves.png")
-    jb.plot_delta_norms(norms).savefig(folder / "deltas.png")
+    jb.plot_delta_norms(np.stack(norms)).savefig(folder / "deltas.png")
     x, t = parts["test"]
     worst = np.argsort(-costs(net, params, x, t))[:18]
     wrong = round(len(x) * (1 - final["test"]["accuracy"]))

@@ -96,7 +96,7 @@ def main(options: Options) -> int:
     title = "The training digits of the highest cost, over all of training"
     jb.plot_examples(images, t[worst], y, title=title, columns=5).savefig(folder / "costliest.png")
     console.print(f"Written to {folder}", soft_wrap=True)
-    return 130 if asked else 0
+    return run.stopped(asked)
 
 
 if __name__ == "__main__":

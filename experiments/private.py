@@ -248,7 +248,7 @@ def main(options: Options) -> int:
     draw(folder / "privacy.png", curves, options.delta)
     console.print(COVERS, soft_wrap=True)
     console.print(f"Written to {folder}", soft_wrap=True)
-    return 130 if asked else 0
+    return run.stopped(asked)
 
 
 def draw(file: Path, curves: dict[float, list[dict[str, Any]]], delta: float) -> None:

@@ -1,7 +1,7 @@
 """Do all ranks hold the same? A row of bytes from each, and what is different in words.
 
 A row has a fixed size, so that it can be gathered from ranks that disagree: a SHA-256 of each of
-the parts, whether this rank was asked to stop, and the parts in words where they fit.
+the parts, the signal that asked this rank to stop, and the parts in words where they fit.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def _array(leaf: Any) -> str:
     return f"{arrays[0].dtype}{list(arrays[0].shape)} {'+'.join(digests)}"
 
 
-def row(facts: dict[str, Any], asked: bool) -> np.ndarray:
+def row(facts: dict[str, Any], asked: list[int]) -> np.ndarray:
     """The bytes that go to the other ranks: of every part its digest, of all of them the words."""
     plain = {part: json.loads(json.dumps(facts[part], default=str)) for part in PARTS}
     digests = [hashlib.sha256(_text(plain[part])).digest() for part in PARTS]
@@ -45,7 +45,9 @@ def row(facts: dict[str, Any], asked: bool) -> np.ndarray:
     if len(words) > WORDS:  # of many layers: that parameters differ is all that is told then
         words = _text({part: _short(plain[part]) for part in PARTS[:-1]})
     told = words if len(words) <= WORDS else b"{}"
-    return np.frombuffer(b"".join(digests) + bytes([asked]) + told.ljust(WORDS), np.uint8)
+    return np.frombuffer(
+        b"".join(digests) + bytes([asked[0] if asked else 0]) + told.ljust(WORDS), np.uint8
+    )
 
 
 def _text(value: Any) -> bytes:
@@ -61,8 +63,9 @@ def _short(value: Any) -> Any:
     return value
 
 
-def anybody_asked(rows: np.ndarray) -> bool:
-    return bool(rows[:, _DIGESTS].any())
+def asked_of_any(rows: np.ndarray) -> list[int]:
+    """The signal of each rank that was asked to stop."""
+    return [int(number) for number in rows[:, _DIGESTS] if number]
 
 
 def disagreement(rows: np.ndarray) -> str:

@@ -5,10 +5,8 @@ So they compare digests of what they were told, what they hold and how far they 
 a watchdog. Started by SLURM, MPI, Kubernetes, a TPU's VM, or `experiments.common.launch`.
 """
 
-import signal
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from experiments.common import agreement, run
+from experiments.common import agreement
 from experiments.common.rendezvous import limit, start
 from experiments.common.watchdog import COMPILING, Watchdog, tell
 
@@ -38,12 +36,15 @@ class Alone:
 
     lead = True  # who writes and prints
 
-    def begin(self, options: dict[str, Any], data: Any, state: Any) -> None:
-        """Compares all that a run begins with."""
+    def told(self, options: dict[str, Any]) -> None:
+        """Compares what each was told, before they do anything together."""
 
-    def agree(self, state: Any, asked: list[int]) -> bool:
-        """Compares the states; whether anybody was asked to stop."""
-        return bool(asked)
+    def begin(self, data: Any, state: Any) -> None:
+        """Compares all else that a run begins with."""
+
+    def agree(self, state: Any, asked: list[int]) -> list[int]:
+        """Compares the states; by which signals anybody was asked to stop."""
+        return asked
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays of this process, for programs that run on the devices of all."""
@@ -53,14 +54,12 @@ class Alone:
         """Arrays of all devices, for what this process does by itself."""
         return tree
 
+    def of_lead(self, text: str) -> str:
+        """What the lead has here, up to 4 kB."""
+        return text
+
     def part(self) -> None:
         """What follows each process does by itself, and the others wait until it is done."""
-
-    @contextmanager
-    def stop_between_epochs(self) -> Iterator[list[int]]:
-        """Ctrl-C fills the list."""
-        with run.stop_between_epochs() as asked:
-            yield asked
 
 
 class Team(Alone):
@@ -70,22 +69,31 @@ class Team(Alone):
         self.watch, self.lead = watch, watch.rank == 0
         devices = jax.devices()  # waits for all
         self.mesh = jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
-        self._facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {"data": {}, "step": 0, "parameters": {}}
 
-    def begin(self, options: dict[str, Any], data: Any, state: Any) -> None:
-        self._facts = {"configuration": options, "data": agreement.described(data)}
+    def told(self, options: dict[str, Any]) -> None:
+        self._facts["configuration"] = options
+        self._compare([], COMPILING)
+
+    def begin(self, data: Any, state: Any) -> None:
+        self._facts["data"] = agreement.described(data)
         self.agree(state, [], within=COMPILING)
 
-    def agree(self, state: Any, asked: list[int], within: float | None = None) -> bool:
+    def agree(self, state: Any, asked: list[int], within: float | None = None) -> list[int]:
         step = int(self.here(state.step))
         self.watch.reached(step, within)
-        parameters = agreement.described(state._replace(step=None))
-        row = agreement.row(self._facts | {"step": step, "parameters": parameters}, bool(asked))
-        rows = multihost_utils.process_allgather(row)
+        self._facts |= {
+            "step": step,
+            "parameters": agreement.described(state._replace(step=None)),
+        }
+        return self._compare(asked, within)
+
+    def _compare(self, asked: list[int], within: float | None) -> list[int]:
+        rows = multihost_utils.process_allgather(agreement.row(self._facts, asked))
         if found := agreement.disagreement(rows):
             raise Disagreement(found)
-        self.watch.reached(step, within)
-        return agreement.anybody_asked(rows)
+        self.watch.reached(self._facts["step"], within)
+        return agreement.asked_of_any(rows)
 
     def everywhere(self, tree: Any) -> Any:
         self.meet()  # gloo allows 30 s from the first rank's epoch to the last's
@@ -108,18 +116,12 @@ class Team(Alone):
         self.watch.waits()
         return jax.tree.map(np.asarray, tree)
 
+    def of_lead(self, text: str) -> str:
+        row = np.frombuffer(text.encode().ljust(4096, b"\0"), np.uint8)
+        return multihost_utils.broadcast_one_to_all(row).tobytes().rstrip(b"\0").decode()
+
     def part(self) -> None:
         self.watch.reached(self.watch.step, COMPILING)
-
-    @contextmanager
-    def stop_between_epochs(self) -> Iterator[list[int]]:
-        """SIGTERM too, which is how a cluster asks; JAX's own handler of it would only log it."""
-        with run.stop_between_epochs() as asked:
-            before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
-            try:
-                yield asked
-            finally:
-                signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def together(work: Callable[[Team], int], *, patience: float) -> int:

@@ -2,10 +2,12 @@
 
 import json
 import math
+import os
 import platform
+import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
@@ -31,11 +33,20 @@ def new_folder(parent: Path) -> Path:
     raise FileExistsError(f"{parent / stamp}: exists a thousand times over")
 
 
+def moment(folder: Path) -> tuple[str, int] | None:
+    """When a run's folder was made, by its name; None where it is none. The newest is the last."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)(?:-(\d+))?", folder.name)
+    return (found[1], int(found[2] or 0)) if found else None
+
+
 def write_config(folder: Path, options: Any, **more: Any) -> None:
     """config.json: the options, and all that a repetition needs."""
-    config = {
-        "options": asdict(options),
-        **more,
+    write_whole(folder / "config.json", as_json({"options": asdict(options), **more, **here()}))
+
+
+def here() -> dict[str, Any]:
+    """What a run's numbers depend on, and that is no option of it."""
+    return {
         "commit": _commit(),
         "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
@@ -43,8 +54,20 @@ def write_config(folder: Path, options: Any, **more: Any) -> None:
         "versions": {"python": platform.python_version(), "jbackprop": jb.__version__}
         | {name: version(name) for name in ("jax", "jaxlib", "numpy", "optax", "scikit-learn")},
     }
-    text = json.dumps(config, indent=2, default=str, ensure_ascii=False)
-    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def as_json(config: dict[str, Any]) -> bytes:
+    return (json.dumps(config, indent=2, default=str, ensure_ascii=False) + "\n").encode()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """What stood there is replaced in one stroke: who reads it finds the old or the new."""
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def _commit() -> str | None:
@@ -60,8 +83,18 @@ def _commit() -> str | None:
 
 def append(folder: Path, row: dict[str, Any]) -> None:
     """One more line of metrics.jsonl, on disk when this returns."""
-    with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(_strict(row), allow_nan=False) + "\n")
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(lines([row]))
+
+
+def lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """As they stand in metrics.jsonl."""
+    return "".join(json.dumps(_strict(row), allow_nan=False) + "\n" for row in rows).encode()
+
+
+def rows_of(text: bytes) -> list[dict[str, Any]]:
+    """What stands in such lines."""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _strict(value: Any) -> Any:
@@ -73,15 +106,24 @@ def _strict(value: Any) -> Any:
 
 @contextmanager
 def stop_between_epochs() -> Iterator[list[int]]:
-    """Ctrl-C fills the list that is yielded; a second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM puts its number into the list that is yielded; a second ends at once."""
     asked: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        as_before()
 
-    before = signal.signal(signal.SIGINT, ask)
+    def as_before() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # JAX's own, in C, would only log
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        as_before()
+
+
+def stopped(asked: list[int]) -> int:
+    """The exit status of a run that ended as asked, as a shell has it; 0 where nobody asked."""
+    return 128 + asked[0] if asked else 0

@@ -43,8 +43,10 @@ def test_digits_writes_all_that_it_promises(tmp_path):
     assert "Largest relative difference from jax.grad" in output
     (folder,) = tmp_path.iterdir()
     assert str(folder) in output
-    expected = ["config.json", "curves.png", "deltas.png", "hardest.png", "metrics.jsonl"]
-    assert sorted(path.name for path in folder.iterdir()) == [*expected, "net.npz"]
+    expected = ["curves.png", "deltas.png", "hardest.png", "metrics.jsonl", "net.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "config.json", *expected,
+    ]  # fmt: skip
 
     config = json.loads((folder / "config.json").read_text())
     assert config["options"]["seed"] == 7

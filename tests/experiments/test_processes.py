@@ -4,6 +4,7 @@ The table of faults is the one of docs/faults.md. Each is brought about by a scr
 the experiment; several pairs of processes run at a time, since most of them mostly wait.
 """
 
+import json
 import os
 import re
 import signal
@@ -24,7 +25,7 @@ from rich.console import Console
 
 import jbackprop as jb
 from experiments import digits
-from experiments.common import agreement, launch, processes
+from experiments.common import agreement, launch, processes, resuming
 from experiments.common.watchdog import Store, Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,7 @@ GONE = "killed, stopped or cut off"
 # What a rank does in place of `experiments.digits`: what is spared, then the fault, then the run.
 # `at` puts a fault before an epoch of one rank.
 SCRIPT = """
-import os, signal, sys, time
+import os, resource, signal, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -94,6 +95,9 @@ def leave_out(state):
 
 def fail(state):
     raise ValueError("a fault of rank 1 alone")
+
+def full(state):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
 FAULT
 sys.exit(digits.main(tyro.cli(digits.Options)))
@@ -212,6 +216,12 @@ FAULTS = [
         "it shows where; the others hear of it, say so and end",
         "at(1, 3, fail)",
         dict.fromkeys("01", "rank 1 raised ValueError: a fault of rank 1 alone"),
+    ),
+    Fault(
+        "a checkpoint cannot be written",
+        "rank 0 says where and why; the others hear of it, and end",
+        "at(0, 3, full)",
+        dict.fromkeys("01", r"rank 0: .*File too large.*checkpoint"),
     ),
     Fault(
         "a rank is stuck, but alive",
@@ -338,8 +348,10 @@ def test_two_processes_of_two_devices_give_the_parameters_of_one(tmp_path):
     assert outcome.status == 0, outcome.output
     assert outcome.left == []
     (folder,) = (tmp_path / "runs").iterdir()
-    expected = ["config.json", "curves.png", "deltas.png", "hardest.png", "metrics.jsonl"]
-    assert sorted(path.name for path in folder.iterdir()) == [*expected, "net.npz"]
+    expected = ["curves.png", "deltas.png", "hardest.png", "metrics.jsonl", "net.npz"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints", "config.json", *expected,
+    ]  # fmt: skip
     assert "4 devices: cpu" in outcome.of("0")
     assert outcome.of("1") == ""
 
@@ -366,13 +378,41 @@ def test_asked_to_stop_all_stop_after_the_same_epoch(who, tmp_path):
         os.kill(*((process.pid, signal.SIGINT) if "l" in who else (worker, signal.SIGTERM)))
     finally:
         outcome = ended(tmp_path, process)
-    assert outcome.status == 130, outcome.output
+    status = 130 if who == "the launcher" else 143
+    assert outcome.status == status, outcome.output
     assert outcome.left == []
     assert "Stopped after epoch" in outcome.of("0")
     for rank in range(2):
-        assert f"rank {rank} ended with status 130" in outcome.of("launch")
+        assert f"rank {rank} ended with status {status}" in outcome.of("launch")
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "net.npz").is_file()
+
+
+def numbers(folder):
+    """What the last checkpoint of the only run holds, bit by bit, and the metrics."""
+    (found,) = (folder / "runs").iterdir()
+    options = resuming.options_of(found, digits.Options())
+    net, optimizer = jb.Network((4, 16, 2), jb.relu, jb.softmax, jb.cross_entropy), optax.sgd(0.1)
+    state = jb.init_state(net, optimizer, jax.random.key(options.seed))
+    checkpoints = jb.Checkpoints(found / "checkpoints", net, optimizer)
+    state = checkpoints.restore(state).state
+    assert checkpoints.steps == (2, 3, 4)
+    rows = [json.loads(line) for line in (found / "metrics.jsonl").read_text().splitlines()]
+    leaves = jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))
+    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    return [np.asarray(leaf).tobytes() for leaf in leaves], timeless
+
+
+def test_killed_in_one_process_a_run_goes_on_in_all_to_the_same_bits(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder, made in ((whole, ""), (cut, "at(1, 4, send(signal.SIGKILL))")):
+        folder.mkdir()
+        status = ended(folder, started(folder, made)).status
+        assert (status == 0) == (folder == whole)
+    outcome = ended(cut, started(cut, "", "--resume", cut / "runs"))
+    assert outcome.status == 0, outcome.output
+    assert re.search("It goes on in .*, after epoch [23]", outcome.of("0"))
+    assert numbers(cut) == numbers(whole)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[fault.name for fault in FAULTS])
@@ -394,7 +434,7 @@ def test_the_page_of_faults_has_the_rows_of_this_table():
 
 def rows_of(*facts):
     every = {"configuration": {"a": 1}, "data": {}, "step": 7, "parameters": {"w": "x"}}
-    return np.stack([agreement.row(every | fact, asked=False) for fact in facts])
+    return np.stack([agreement.row(every | fact, asked=[]) for fact in facts])
 
 
 def test_every_rank_that_disagrees_is_named_and_every_part():
