@@ -110,11 +110,13 @@ from jbackprop.quantities.scores import el2n, grand, influence
 from jbackprop.quantities.spread import NoiseScale, noise_scale
 from jbackprop.quantities.statistics import gram, inner_products, kronecker_factors
 from jbackprop.saved import load, save
+from jbackprop.training.checkpoint import Checkpoints, Restored
 from jbackprop.training.metrics import Metrics, evaluate, every_label
 from jbackprop.training.privacy import gaussian_noise, poisson_sample
 from jbackprop.training.sharding import make_mesh, shard_batch, shardings_for
 from jbackprop.training.shuffle import shuffled
 from jbackprop.training.state import Info, TrainState, epoch_order, init_state, sgd_step
+from jbackprop.training.streaming import epoch_batches, train_stream
 from jbackprop.training.train import train_epoch, train_step
 from jbackprop.verification.report import Report
 from jbackprop.verify import verify
@@ -123,6 +125,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Activation",
+    "Checkpoints",
     "Conv",
     "Cost",
     "Dense",
@@ -139,6 +142,7 @@ __all__ = [
     "Params",
     "Pull",
     "Report",
+    "Restored",
     "Rule",
     "Signal",
     "Spread",
@@ -163,6 +167,7 @@ __all__ = [
     "elu",
     "elu_of",
     "empirical_ntk",
+    "epoch_batches",
     "epoch_order",
     "evaluate",
     "every_label",
@@ -253,6 +258,7 @@ __all__ = [
     "to_torch",
     "train_epoch",
     "train_step",
+    "train_stream",
     "units",
     "update_ratio",
     "value_and_grad",
