@@ -306,17 +306,24 @@ def test_the_last_few_are_kept(tmp_path):
         assert len([*folder.iterdir()]) == 1
 
 
-def test_the_last_goes_only_when_the_next_is_whole(tmp_path, monkeypatch):
-    saved(tmp_path, state_of(step=1), keep=1)
+def looking_on(monkeypatch, folder):
+    """The names in the folder, whenever a checkpoint is written and has none yet."""
     seen = []
 
     def looking(*arguments, seal=checkpoint.seal, **rest):
         seal(*arguments, **rest)
-        seen.extend(steps_in(tmp_path))
+        seen.append({path.name for path in folder.iterdir()})
 
     monkeypatch.setattr(checkpoint, "seal", looking)
+    return seen
+
+
+def test_the_last_goes_only_when_the_next_is_whole(tmp_path, monkeypatch):
+    saved(tmp_path, state_of(step=1), keep=1)
+    seen = looking_on(monkeypatch, tmp_path)
     saved(tmp_path, state_of(step=2), keep=1)
-    assert (seen, steps_in(tmp_path)) == ([1], (2,))
+    assert seen == [{"000001-step-1", "000002-step-2.orbax-checkpoint-tmp"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["000002-step-2"]
 
 
 def test_what_is_saved_last_comes_back(tmp_path):
@@ -465,6 +472,8 @@ def test_the_names_of_transformations():
     assert names(own) == [here]
     plain = made(own.init, functools.partial(update, state=ADAM))
     assert names(plain) == [here, *names(ADAM)]
+    decorated = functools.wraps(update)(lambda *arguments: (update, around))
+    assert names(made(own.init, decorated)) == [here]
     deep = ADAM
     for _ in range(2000):
         deep = (deep,)
@@ -669,7 +678,7 @@ def test_a_checkpoint_whose_arrays_orbax_cannot_read(tmp_path, monkeypatch):
     assert f"read {max(tmp_path.iterdir())}, which is whole" in caught.value.__notes__[0]
 
 
-def test_what_was_never_finished_is_removed_and_nothing_else(tmp_path):
+def test_what_was_never_finished_is_removed_and_nothing_else(tmp_path, monkeypatch):
     saved(tmp_path, state_of())
     left = tmp_path / "000002-step-5.orbax-checkpoint-tmp"
     shutil.copytree(min(tmp_path.iterdir()), left)
@@ -677,7 +686,9 @@ def test_what_was_never_finished_is_removed_and_nothing_else(tmp_path):
         (tmp_path / name).mkdir()
     assert steps_in(tmp_path) == (0,)
     same(restored(tmp_path, state_of()), state_of())
+    seen = looking_on(monkeypatch, tmp_path)
     saved(tmp_path, state_of(step=1))
+    assert left.name not in seen[0], "it may fill the disk"
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"000001-step-0", "000002-step-1", "000000-step-5.mine", "5", "mine"}
 
@@ -770,7 +781,10 @@ def test_a_full_disk_and_a_closed_folder_are_named(tmp_path):
     for path in (*tmp_path.parents[:3], tmp_path):
         path.chmod(0o755)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM + LIMITED, str(folder)], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM + LIMITED, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     said = [line for line in done.stdout.splitlines() if line.startswith("said")]
     assert done.returncode == 0, done.stderr[-2000:]

@@ -12,7 +12,7 @@ import pytest
 from helpers import assert_close, problem
 
 import jbackprop as jb
-from jbackprop.training.step import border
+from jbackprop.training.step import How, border
 
 NET = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
 PARAMS, X, T = problem(NET, batch=6)
@@ -383,7 +383,7 @@ def test_a_state_of_lists_keeps_its_structure():
     ours, _ = jb.train_epoch(NET, SGD, mine, X, T, batch_size=4)
     assert isinstance(ours.params[0], list)
     with pytest.raises(ValueError, match=r"^state: expected a TrainState, .* got list"):
-        border(NET, listed, X, T, None)
+        border(NET, listed, X, T, None, How())
 
 
 @pytest.mark.parametrize("layer", [lambda w, b: (w,), lambda w, b: (w, None)])

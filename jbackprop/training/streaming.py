@@ -155,7 +155,7 @@ def _indexed(data: Any) -> Any:
 def _taken(data: Any, rows: np.ndarray) -> np.ndarray:
     """data[rows]"""
     if isinstance(data, np.ndarray):
-        return np.asarray(data)[rows]
+        return data[rows]
     by = np.argsort(rows)  # of a file's, h5py takes increasing rows alone
     found = np.asarray(data[rows[by]])
     taken = np.empty_like(found)
