@@ -132,6 +132,9 @@ profile-convolution: $(VENV)/.benchmark ## where a convolutional step's time goe
 benchmark-apply: $(VENV)/.benchmark ## `apply` beside the native step and Flax
 	$(RUN) -m experiments.benchmark.plugged
 
+benchmark-streaming: $(STAMP) ## data from a file beside data on the device
+	$(RUN) -m experiments.benchmark.streaming
+
 donation: $(STAMP) ## what it costs to keep the state of a step
 	$(RUN) -m experiments.benchmark.donation
 
@@ -189,4 +192,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits distributed private convolution mnist1d panel precision nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample kills soak wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply donation picture walkthrough docs lint format types clean test-there
+.PHONY: help digits distributed private convolution mnist1d panel precision nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample kills soak wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply benchmark-streaming donation picture walkthrough docs lint format types clean test-there

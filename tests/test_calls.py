@@ -42,6 +42,7 @@ CALLS = {
     "el2n": lambda: jb.el2n(FACTORS),
     "elu_of": lambda: jb.elu_of(0.3).f(X),
     "empirical_ntk": lambda: jb.empirical_ntk(NET, PARAMS, X),
+    "epoch_batches": lambda: [*jb.epoch_batches(STATE, X, T, batch_size=4)],
     "epoch_order": lambda: jb.epoch_order(STATE, 7),
     "evaluate": lambda: jb.evaluate(NET, PARAMS, X, T, batch_size=4),
     "every_label": lambda: jb.every_label(T[0], T[1]),
@@ -98,6 +99,7 @@ CALLS = {
         observe=jb.observe_all(NET)),
     "train_step": lambda: jb.train_step(
         NET, SGD, STATE, X, T, gradient=jb.clipped_mean(1.0), observe=jb.observe_all(NET)),
+    "train_stream": lambda: jb.train_stream(NET, SGD, STATE, [(X, T), (X[:4], T[:4])]),
     "units": lambda: jb.units(NET, FACTORS),
     "update_ratio": lambda: jb.update_ratio(PARAMS, MEAN),
     "value_and_grad": lambda: jb.value_and_grad(NET, PARAMS, X, T),

@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(p for p in DOCS.rglob("*.md") if "generated" not in p.parts)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 RUN = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
-OTHERS = "torch", "flax", "equinox", "sklearn", "matplotlib"
+OTHERS = "torch", "flax", "equinox", "sklearn", "matplotlib", "grain"
 TOP = [DOCS.parent / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 NAME = lambda page: page.relative_to(DOCS).as_posix()
 

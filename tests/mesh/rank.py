@@ -95,6 +95,30 @@ def steps(name, style, optimizer):
     return {**found, f"{name}, {style}, {optimizer}: epoch": difference(state.params, alone.params)}
 
 
+def stream(style):
+    """Batches that each process reads half of, the last one short."""
+    net, update = NETS["dense"], OPTIMIZERS["sgd"]
+    _, *rows, _ = given(net)
+    halves = zip(*(np.array_split(np.asarray(leaf), 2) for leaf in rows), strict=True)
+    cut = [[tuple(leaf[i : i + 6] for leaf in half) for i in (0, 6, 12)] for half in halves]
+    whole = [tuple(map(np.concatenate, zip(*both, strict=True))) for both in zip(*cut, strict=True)]
+    mesh = jb.make_mesh(**STYLES[style])
+    start = partial(jb.init_state, net, update)
+    state = jax.jit(start, out_shardings=jb.shardings_for(net, mesh, style, optimizer=update))(KEY)
+    ways = (
+        (state, cut[jax.process_index()], partial(jb.shard_batch, mesh)),
+        (start(KEY), whole, None),
+    )
+    see = lambda factors, state, updates: factors.cost
+    ours, theirs = (
+        jb.train_stream(net, update, state, batches, put=put, observe=see)
+        for state, batches, put in ways
+    )
+    pairs = ((after.params, info.cost) for after, info in (ours, theirs))
+    assert ours[1].observed.shape == (3, 12)
+    return {f"stream, {style}": difference(*pairs)}
+
+
 def unequal():
     """What is said of 16 rows here and 15 there."""
     try:
@@ -115,6 +139,8 @@ def main(out):
         for optimizer in OPTIMIZERS:
             found |= steps("dense", style, optimizer)
     found |= steps("spatial", "data", "sgd")
+    for style in ("data", "fsdp+tensor"):
+        found |= stream(style)
     said = unequal()
     Path(out).write_text(json.dumps({"found": found, "said": said}), encoding="utf-8")
     jax.distributed.shutdown()

@@ -78,6 +78,12 @@ def test_steps_over_processes_are_those_of_one_device(ranks, what, net, style, o
         assert gap <= STEPS[what][optimizer]
 
 
+@pytest.mark.parametrize("style", ["data", "fsdp+tensor"])
+def test_batches_that_processes_read_half_of_are_those_of_one_device(ranks, style):
+    for rank in ranks:
+        assert rank["found"][f"stream, {style}"] <= 1e-5
+
+
 def test_rows_that_differ_between_processes_are_refused_by_all(ranks):
     for rank in ranks:
         assert rank["said"].endswith("the same number of rows in every process, got [16, 15]")
