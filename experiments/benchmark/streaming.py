@@ -31,7 +31,9 @@ class Options:
 
     sizes: tuple[str, ...] = ("S", "M", "W")
     """Networks, by their names in the benchmark."""
-    rounds: int = 25
+    examples: int = 12800
+    """In an epoch, at most; a whole number of batches."""
+    rounds: int = 15
     """Pairs of epochs for every ratio."""
 
 
@@ -70,6 +72,7 @@ def main(options: Options) -> int:
     found: dict[str, list[str]] = {}
     for size in options.sizes:
         work = WORK[size]
+        work = work._replace(steps=max(1, options.examples // work.batch))
         with tempfile.TemporaryDirectory() as folder:
             seconds = in_turn(epochs(work, Path(folder)), options.rounds)
         us = 1e6 * float(np.median(seconds["resident"])) / work.steps
