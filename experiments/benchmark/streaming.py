@@ -66,7 +66,9 @@ def epochs(work: Any, folder: Path) -> dict[str, Callable[[], Any]]:
 
 def main(options: Options) -> int:
     """Prints the time of a streamed epoch over that of a resident one."""
-    table = Table(title=f"streamed / resident, {machine.told(machine.name())}", title_justify="left")
+    table = Table(
+        title=f"streamed / resident, {machine.told(machine.name())}", title_justify="left"
+    )
     for heading in ("", *options.sizes):
         table.add_column(heading, justify="right" if heading else "left")
     found: dict[str, list[str]] = {}

@@ -16,10 +16,10 @@ from jbackprop.core.arrays import as_numbers, check_size
 from jbackprop.core.backward import output_delta
 from jbackprop.core.checks import as_input, as_target, as_weight, is_label
 from jbackprop.core.heads import head
-from jbackprop.core.network import Network, Params, Tape, as_layers, at_output, forward
+from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, at_output, forward
 from jbackprop.core.numerics import weighted_mean, wide
 from jbackprop.core.placement import everywhere, placed
-from jbackprop.core.precision import as_compute_dtype, rounded
+from jbackprop.core.precision import as_compute_dtype, rounded, with_exact_end
 
 Scalar = Float[Array, ""]
 
@@ -122,12 +122,14 @@ def example_cost(net: Network, tape: Tape, t: Any) -> Any:
     return cost
 
 
-def example_costs(net: Network, layers: Params, batch: Batch) -> Any:
-    """The forward pass of a batch: (C_i, y_i, t_i), with 0 in the absent rows."""
+def example_costs(net: Network, layers: Params, batch: Batch, last: Layer | None = None) -> Any:
+    """The forward pass of a batch: (C_i, y_i, t_i), with 0 in the absent rows. `last` is the last
+    layer where the others are rounded."""
     x, t, _, absent, _ = without_absent(batch)
 
     def example(x: Any, t: Any) -> Any:
         tape = forward(net, layers, x)
+        tape = tape if last is None else with_exact_end(net, tape, last)
         return example_cost(net, tape, t), tape.a[-1]
 
     return blank(absent, (*jax.vmap(example)(x, t), t))
@@ -171,8 +173,9 @@ def mean_cost(
     layers = as_layers(net, params)
     compute_dtype = as_compute_dtype(compute_dtype, layers[0].w.dtype)
     batch = as_batch(net, layers, x, t, weight, compute_dtype=compute_dtype)
+    last = None if compute_dtype is None else layers[-1]
     layers = rounded(layers, compute_dtype)
     if batch.absent is not None:
         batch = batch._replace(absent=_spoilt(net, layers, batch))
-    cost, _, _ = example_costs(net, layers, batch)
+    cost, _, _ = example_costs(net, layers, batch, last)
     return weighted_mean(cost, batch.weight)

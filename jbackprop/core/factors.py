@@ -23,7 +23,13 @@ from jbackprop.core.maps import Map, shaped
 from jbackprop.core.network import Layer, Network, Params, Tape, as_layers, forward
 from jbackprop.core.numerics import over_total, product, unit, weighted_mean
 from jbackprop.core.placement import by_example, everywhere, like, placed
-from jbackprop.core.precision import as_compute_dtype, is_scaled, rounded, scaled
+from jbackprop.core.precision import (
+    as_compute_dtype,
+    is_scaled,
+    rounded,
+    scaled,
+    with_exact_end,
+)
 from jbackprop.core.remat import as_remat, by_segments
 from jbackprop.core.rules import Rule, none
 from jbackprop.core.sums import bias_sum, outer_sum
@@ -101,10 +107,10 @@ def backprop(
         feedback: what the rule keeps, from `rule.init`; not needed where it keeps none.
         key: for a rule that draws; split so that every example and layer has its own. Keys of shape
             (B,) are the examples'.
-        compute_dtype: bfloat16 or float16, of z, a and δ, for parameters of a wider dtype, which a
-            mean gradient has nonetheless; by default theirs. In float16 backpropagation gives δ in
-            float32, out of a recursion in which each layer's has a power of two of its own; no loss
-            scale is needed. δ of another rule is as it comes.
+        compute_dtype: bfloat16 or float16, of z, a and δ, for parameters of a wider dtype, which
+            z^L, y and a mean gradient have nonetheless; by default theirs. In float16
+            backpropagation gives δ in float32, out of a recursion in which each layer's has a power
+            of two of its own; no loss scale is needed. δ of another rule is as it comes.
         remat: k, for very deep networks: a^l is kept at every k-th layer, and the rest worked out
             again as δ comes down. It saves memory where the factors are used up as they come, in a
             compiled step whose gradient is a mean or a sum.
@@ -133,18 +139,20 @@ def backprop(
     smaller = as_compute_dtype(compute_dtype, dtype)
     batch = as_batch(net, layers, x, t, weight, compute_dtype=smaller)
     x, t, weight, absent, label = without_absent(batch)
+    last = layers[-1]
     layers, feedback = rounded((layers, feedback_of(net, layers, rule, feedback)), smaller)
     keys = keys_of(key, len(x))
     recursion = scaled if is_scaled(rule, smaller) else propagate
 
     def example(x: Any, t: Any, key: Any) -> Any:
         tape = forward(net, layers, x)
-        delta_L = output_delta(net, tape, t, label=label)
+        whole = with_exact_end(net, tape, last) if smaller else tape
+        cost, delta_L = example_cost(net, whole, t), output_delta(net, whole, t, label=label)
         given = {"rule": rule, "feedback": feedback, "t": t, "key": key}
-        cost = example_cost(net, tape, t)
-        if every is not None:
-            return cost, *by_segments(recursion, every, net, layers, tape, delta_L, **given)
-        return cost, tape, recursion(net, layers, tape, delta_L, **given)
+        if every is None:
+            return cost, whole, recursion(net, layers, tape, delta_L, **given)
+        (z, a), deltas = by_segments(recursion, every, net, layers, tape, delta_L, **given)
+        return cost, Tape((*z[:-1], whole.z[-1]), (*a[:-1], whole.a[-1])), deltas
 
     cost, tape, deltas, t = blank(absent, (*jax.vmap(example)(x, t, keys), t))
     return Factors(cost, tape, deltas, t, weight, maps_of(net), Wider(dtype) if smaller else ())

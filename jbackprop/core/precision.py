@@ -1,7 +1,7 @@
 """A pass in a smaller dtype than the parameters': half the memory, and on accelerators less time.
 
 Weights and inputs are rounded to it, and with them every z, a and δ; the products between them are
-added up in float32. The cost, δ^L, norms, sums and the gradient stay what they are for the
+added up in float32. z^L, y, the cost, δ^L, norms, sums and the gradient stay what they are for the
 parameters' own dtype. bfloat16 has the range of float32. float16 has not: what is beyond 65,504
 is infinite there, and below 6e-8 nothing. "Loss scaling" moves all δ by one large factor into the
 range, and has to find it by trial (Micikevicius et al., "Mixed Precision Training", 2018,
@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jbackprop.core.arrays import as_floating
+from jbackprop.core.arrays import as_floating, fitted
 from jbackprop.core.backward import Deltas, backpropagation, propagate
-from jbackprop.core.network import Network, Params, Tape
+from jbackprop.core.maps import shaped
+from jbackprop.core.network import Layer, Network, Params, Tape, pooled
 from jbackprop.core.numerics import power_of_two, wide
 from jbackprop.core.rules import Rule, Signal
 
@@ -49,6 +50,19 @@ def rounded(tree: Any, dtype: Any) -> Any:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(cast, tree)
+
+
+def with_exact_end(net: Network, tape: Tape, last: Layer) -> Tape:
+    """z^L and y by the last layer as it is, not rounded, in its dtype.
+
+    Of a z^L of 10 that is rounded to 8 digits a probability near 1 is off by a twentieth of what it
+    lacks, and so is δ^L."""
+    linear, pool = net.maps[-1], net.pools[-1]
+    z = linear.apply(last.w, tape.a[-2].astype(last.w.dtype))
+    z = shaped(linear, "apply(w, a)", z, net.z_shapes[-1])
+    z = z + jnp.broadcast_to(last.b, z.shape)
+    y = fitted(f"activation {net.output.name}", net.output.f(pooled(pool, z)), pooled(pool, z))
+    return Tape((*tape.z[:-1], z), (*tape.a[:-1], y))
 
 
 def is_scaled(rule: Rule, compute_dtype: Any) -> bool:
