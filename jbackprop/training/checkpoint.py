@@ -167,7 +167,7 @@ class Checkpoints:
         own do. Then every file is compared with its digest, and every array with its checksum.
 
         Args:
-            state: such as `init_state` makes here, of arrays or `jax.ShapeDtypeStruct`s. It says
+            state: such as `init_state` makes here, of arrays, or as `jax.eval_shape` has it. It says
                 what is expected, and where the arrays shall lie: any mesh will do.
             step: which one; by default the newest, or, where that is damaged, the one before, with
                 a warning.

@@ -137,8 +137,8 @@ def train_epoch(
     but those that are spread along the same axis as the examples (`shardings_for`).
 
     Args:
-        net, optimizer, state, weight, rule, gradient, observe, compute_dtype, microbatches, remat,
-            donate: as in `train_step`; microbatches are of each batch.
+        net, optimizer, state, weight, rule, gradient, observe, donate: as in `train_step`.
+        compute_dtype, microbatches, remat: as there; the parts are those of each batch.
         x: all inputs, of shape (N, n_0).
         t: all ground truth, of shape (N, n_L), or labels of shape (N,).
         batch_size: examples in a step, at least 1; all where there are fewer.
