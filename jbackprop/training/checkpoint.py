@@ -167,8 +167,8 @@ class Checkpoints:
         own do. Then every file is compared with its digest, and every array with its checksum.
 
         Args:
-            state: such as `init_state` makes here, of arrays, or as `jax.eval_shape` has it. It says
-                what is expected, and where the arrays shall lie: any mesh will do.
+            state: such as `init_state` makes here, of arrays, or as `jax.eval_shape` has it. It
+                says what is expected, and where the arrays shall lie: any mesh will do.
             step: which one; by default the newest, or, where that is damaged, the one before, with
                 a warning.
 

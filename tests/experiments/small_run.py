@@ -80,7 +80,7 @@ def start(*options: Any, core: int = 0, **how: Any) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def ended(process: "subprocess.Popen[str]", limit: float = 100.0) -> tuple[int, str]:
+def ended(process: "subprocess.Popen[str]", limit: float = 300.0) -> tuple[int, str]:
     """Its status and what it said. It is gone, whatever happens."""
     try:
         output, _ = process.communicate(timeout=limit)
