@@ -227,7 +227,8 @@ class Checkpoints:
     def _not_written(self, error: Exception) -> NoReturn:
         assert self._writing is not None
         saved, self._writing = self._writing[0], None
-        series.tidy(self._folder, self._keep)
+        if jax.process_count() == 1:  # of several, those that could write wait elsewhere
+            series.tidy(self._folder, self._keep)
         what = f"the checkpoint of step {saved.step}"
         raise storage.not_written(error, self._folder, what) from error
 
