@@ -6,8 +6,7 @@ step, in parts and with a tape that is worked out again, and how far its numbers
 """
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jbackprop as jb
+from experiments.benchmark.timing import fastest
 from experiments.common import run
 from experiments.common.data import load
 
@@ -169,16 +169,6 @@ def apart(ours: Any, theirs: Any) -> float:
     """The largest difference, relative to the largest entry of its array."""
     far = lambda a, b: jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b))
     return float(max(jax.tree.leaves(jax.tree.map(far, ours, theirs))))
-
-
-def fastest(f: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds of the best of five calls."""
-    times = []
-    for _ in range(6):
-        before = time.perf_counter()
-        jax.block_until_ready(f(*arguments))
-        times.append(time.perf_counter() - before)
-    return min(times[1:])
 
 
 def memory_table(rows: list[dict[str, Any]]) -> Table:

@@ -10,8 +10,6 @@ beside those of the compiled step.
 import math
 import os
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jbackprop as jb
+from experiments.benchmark.timing import fastest
 from experiments.common import cost_model, networks, run
 from experiments.common.cost_model import DEVICES, SIZES, Device, Seconds, Step, seconds
 from jbackprop.drawing import style as drawing
@@ -127,16 +126,6 @@ def this_cpu(dtype: str) -> Device:
     copied = row.nbytes / fastest(jax.jit(lambda row: row + 1), row)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Device("this CPU", {dtype: 2 * n**3 / product}, memory, 2 * copied, copied)
-
-
-def fastest(f: Callable[..., Any], *arguments: Any) -> float:
-    """Seconds of the best of five calls."""
-    times = []
-    for _ in range(6):
-        before = time.perf_counter()
-        jax.block_until_ready(f(*arguments))
-        times.append(time.perf_counter() - before)
-    return min(times[1:])  # the first compiles
 
 
 def mesh(style: str, devices: int, model: int) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 
@@ -39,3 +40,13 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> Ratio:
     """ours / theirs, round by round."""
     low, median, high = np.quantile(ours / theirs, (0.25, 0.5, 0.75))
     return Ratio(float(median), float(low), float(high))
+
+
+def fastest(f: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds of the best of five calls."""
+    times = []
+    for _ in range(6):
+        before = time.perf_counter()
+        jax.block_until_ready(f(*arguments))
+        times.append(time.perf_counter() - before)
+    return min(times[1:])  # the first compiles
