@@ -52,8 +52,12 @@ QUICK = $(COMPILED) XLA_FLAGS="$$($(RUN) tools/quick_compiler.py)"
 SHARED := -n auto --dist loadfile
 TOY := tests/experiments/test_benchmark.py::test_the_whole_command_at_toy_size
 
-test: $(STAMP) ## every test and example
-	$(QUICK) $(RUN) -m pytest $(SHARED) --deselect $(TOY)
+# Those that take longest are marked `long`, with how many of their cases always run.
+test: $(STAMP) ## every test and example, of the long ones a few cases
+	$(QUICK) $(RUN) -m pytest $(SHARED) --cases short
+
+test-long: $(STAMP) ## the other cases
+	$(QUICK) $(RUN) -m pytest $(SHARED) --cases rest --deselect $(TOY) --ignore tests/mesh
 
 # Eight devices in one process; programs of all of them, several at once, may wait for each other.
 MESH := JAX_NUM_CPU_DEVICES=8 JAX_CPU_ENABLE_ASYNC_DISPATCH=false
@@ -61,18 +65,19 @@ MESH := JAX_NUM_CPU_DEVICES=8 JAX_CPU_ENABLE_ASYNC_DISPATCH=false
 test-mesh: $(STAMP) ## meshes of eight devices
 	$(MESH) $(QUICK) $(RUN) -m pytest $(SHARED) tests/mesh
 
-# With the compiler's optimisations they take three times as long: there Explicit meshes alone, which
-# refuse what an Auto mesh lets pass.
+# Which cases run on the newest Python; `make test-newest CASES=all` takes most of an hour.
+CASES ?= short
+# Of meshes those that are Explicit alone, which refuse what an Auto mesh lets pass.
 STRICTER := -k "not auto" --ignore tests/mesh/test_two_processes.py
 
-test-newest: ## the same on the newest Python here, with coverage
+test-newest: ## the short ones on the newest Python here, with coverage
 	@newest=$$($(PYTHON) tools/newest_python.py) || { echo "No Python newer than the default here: its tests were not run."; exit 0; }; \
 	$(MAKE) test-there VENV=.venv-newest PYTHON=$$newest
 
 test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
-	$(COMPILED) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --deselect $(TOY) $(COVERED)
-	$(MESH) $(QUICK) $(RUN) -m pytest $(AS_USERS) $(SHARED) tests/mesh $(STRICTER)
+	$(COMPILED) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --cases $(CASES) --deselect $(TOY) $(COVERED)
+	$(MESH) $(QUICK) $(RUN) -m pytest $(AS_USERS) $(SHARED) --cases $(CASES) tests/mesh $(STRICTER)
 
 test-wheel: $(STAMP) ## the same from the built wheel, elsewhere
 	rm -rf dist .venv-wheel
@@ -192,4 +197,4 @@ $(VENV)/.benchmark: $(STAMP)
 	$(RUN) -m pip install --quiet --no-deps backpack-for-pytorch einops opacus unfoldNd  # else a torch of several GB
 	@touch $@
 
-.PHONY: help digits distributed private convolution mnist1d panel precision nielsen seeds test test-mesh test-newest test-wheel experiments interop mutants mutants-sample kills soak wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply benchmark-streaming donation picture walkthrough docs lint format types clean test-there
+.PHONY: help digits distributed private convolution mnist1d panel precision nielsen seeds test test-long test-mesh test-newest test-wheel experiments interop mutants mutants-sample kills soak wrong-parts benchmark against benchmark-convolution profile-convolution benchmark-apply benchmark-streaming donation picture walkthrough docs lint format types clean test-there

@@ -21,11 +21,13 @@ from jbackprop.core import backward as module
 PAIRS = [(f, HEADS[(i + shift) % len(HEADS)]) for i, f in enumerate(HIDDEN) for shift in (0, 4)]
 
 
+@pytest.mark.long(9)
 @pytest.mark.parametrize(("f", "pair"), PAIRS, ids=lambda v: getattr(v, "name", None))
 def test_gradient_is_that_of_autodiff(f, pair):
     battery.gradient_is_that_of_autodiff(jb, jb.Network((4, 5, 6, 3), f, *pair))
 
 
+@pytest.mark.long(3)
 @pytest.mark.parametrize("sizes", [*SIZES, (3, 3, 3, 3, 3, 3, 3, 3), (1, 1, 1), (2, 40, 1)])
 @pytest.mark.parametrize(("dtype", "seed"), [("float32", 1), ("float64", 2)])
 def test_gradient_at_every_shape_seed_and_dtype(sizes, seed, dtype):

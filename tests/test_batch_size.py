@@ -18,6 +18,7 @@ def case(request):
     return materialised.case(*request.param)
 
 
+@pytest.mark.long(2)
 def test_the_three_tests(case):
     kappa, m = (case.p**2).sum(), case.mean @ case.mean
     factor = kappa / (1 - kappa) / m
@@ -46,6 +47,7 @@ def test_both_ways_to_the_products_with_the_mean(width):
     close(along_mean(case.factors, spread(case.factors)), along, 1e-5)
 
 
+@pytest.mark.long(5)
 def test_signal_to_noise(case):
     spread = case.p @ (case.g - case.mean) ** 2
     ours = case.vector(jb.signal_to_noise(case.factors))

@@ -148,6 +148,7 @@ def meant(table, name, *net):
     return functions[name](*net, np.float32(values))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("kind", [*KINDS, *FLOATS])
 def test_numbers_of_every_kind_mean_the_same_everywhere(kind):
     made = {**KINDS, **FLOATS}[kind]

@@ -130,6 +130,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.long(9)
 @pytest.mark.parametrize("name", [name for name, call in CALLS.items() if call])
 def test_called_twice_it_compiles_nothing_the_second_time(name, compiled):
     CALLS[name]()

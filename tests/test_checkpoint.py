@@ -110,6 +110,7 @@ def steps_in(folder):
     return jb.Checkpoints(folder, NET, SGD).steps
 
 
+@pytest.mark.long(8)
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     [(kind, "float32") for kind in KINDS]

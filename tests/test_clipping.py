@@ -28,6 +28,7 @@ def shrunk(norms, limit):
     return np.minimum(1, limit / np.where(norms == 0, 1, norms))
 
 
+@pytest.mark.long(3)
 def test_scale(case):
     c = np.array([1.0, np.nan if case.w[1] == 0 else 2.0, -1.0, 0.0, 0.5, 3.0], np.float32)
     expected = np.where(case.w[:, None] == 0, 0, np.nan_to_num(c)[:, None] * case.g)
@@ -41,6 +42,7 @@ def to_within(case, tolerance=2e-6):
     return tolerance if not case.factors.maps else 20 * tolerance
 
 
+@pytest.mark.long(25)
 @pytest.mark.parametrize("limit", [0, 1e-3, 0.5, 1.0, 3.0, jnp.inf])
 def test_clip(case, limit):
     clipped = jb.clip(case.factors, limit)
@@ -90,6 +92,7 @@ def test_one_example_moves_the_released_sum_by_at_most_the_bound(limit, seed, si
 GROUPS = np.array([2, 0, 2, 1, 0, 0])
 
 
+@pytest.mark.long(4)
 def test_groups(case):
     sums = np.stack([(case.w * (u == GROUPS)) @ case.g for u in range(4)])
     close(case.rows(jb.group_gradients(case.factors, GROUPS, 4)), sums)

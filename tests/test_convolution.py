@@ -53,10 +53,12 @@ def net(request):
     return NETS[request.param]
 
 
+@pytest.mark.long(1)
 def test_gradient_is_that_of_autodiff(net):
     battery.gradient_is_that_of_autodiff(jb, net, seed=1)
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("name", ["two convolutions", "a max behind the last"])
 def test_gradient_is_that_of_autodiff_in_float64(name):
     with jax.enable_x64(True):
@@ -67,11 +69,13 @@ def test_gradient_is_that_of_autodiff_in_float64(name):
 KINDS = ["two convolutions", "1-D", "convolutions alone", "circulant"]
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_absent_rows_change_nothing(name):
     battery.absent_rows_change_nothing(jb, NETS[name])
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_step_an_epoch_and_an_evaluation(name):
     net = NETS[name]
@@ -229,6 +233,7 @@ def test_arguments_that_do_not_fit_are_named():
 # ---- what the factors tell
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["two convolutions", "1-D", "3-D", "banded"])
 def test_quantities_are_those_of_all_gradients(name):
     battery.quantities_are_those_of_all_gradients(jb, NETS[name])
@@ -252,6 +257,7 @@ def test_of_equal_maxima_the_first_counts_for_autodiff_too():
     assert theirs[0][0].ravel()[1] == 0
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("map_", [
     Conv(1, 1, stride=10, padding=((2, 0),)), Conv(2, 2, stride=20, padding=6),
     Conv(2, 2, padding=4),

@@ -181,6 +181,7 @@ def test_an_output_of_0_or_1_passes_no_infinity_back(output, cost):
     assert wrong[:2].tolist() == [0, 0]
 
 
+@pytest.mark.long(2)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 @pytest.mark.parametrize("label", [True, False])
 def test_a_class_may_be_switched_off(dtype, label):

@@ -126,6 +126,7 @@ def test_histograms_count_every_unit_of_every_present_example():
         assert float(ours.a[l].sum()) == pytest.approx(float(WEIGHT.sum()) * a.shape[1])
 
 
+@pytest.mark.long
 def test_the_panel_is_what_its_parts_are():
     params, x, t = problem(NET)
     optimizer = optax.sgd(0.1)
@@ -149,6 +150,7 @@ def test_the_panel_is_what_its_parts_are():
     close(panel.update_ratio, jb.update_ratio(params, updates))
 
 
+@pytest.mark.long
 def test_every_quantity_is_observed_in_a_compiled_epoch_with_one_trace():
     traces = []
 

@@ -36,6 +36,7 @@ def as_users_do():
         yield
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("page", RUN, ids=NAME)
 def test_every_block_of_a_page_runs(page, as_users_do, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -249,6 +249,7 @@ def compare(ours, theirs, scale=None, tolerance=3e-5):
     assert not wrong.any(), f"{ours[wrong]} for {theirs[wrong]}, at a scale of {np.max(scale):.3g}"
 
 
+@pytest.mark.long(220)
 @pytest.mark.parametrize("name", BATCHES)
 @pytest.mark.parametrize("quantity", QUANTITIES)
 @pytest.mark.filterwarnings("ignore:overflow", "ignore:invalid value", "ignore:divide by zero")
@@ -271,6 +272,7 @@ def test_no_nan_arises_where_none_is_the_result(quantity):
             ours(case(name).factors)
 
 
+@pytest.mark.long(11)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_small_floats_are_taken_as_float32(quantity, dtype):
@@ -324,6 +326,7 @@ SLOPES = {
 }
 
 
+@pytest.mark.long(2)
 @pytest.mark.parametrize("quantity", SLOPES)
 def test_slopes_are_finite_where_there_are_any(quantity):
     def total(delta, a, factors):
@@ -471,6 +474,7 @@ def test_a_masked_row_of_nan_does_not_trip_debug_nans(at, both):
         assert jnp.isfinite(jax.grad(cost)(weight)).all()
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_panel_of_small_floats(dtype):
     net = jb.Network((3, 4, 2))

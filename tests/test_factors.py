@@ -228,6 +228,7 @@ def test_a_rule_whose_init_keeps_nothing_needs_no_feedback():
     assert_close(jb.backprop(NET, params, x, t, rule=rule), jb.backprop(NET, params, x, t), 0)
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sums_of_small_floats_are_taken_in_float32(dtype):
     """1,024 gradients of 100 add up to more than a float16 holds; weights of 1e-6 to less."""

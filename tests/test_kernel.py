@@ -20,6 +20,7 @@ def jacobian(net, params, x):
     return np.stack(rows, 1)
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("pair", HEADS, ids=head_name)
 def test_equals_the_product_of_jacobians(pair):
     net = jb.Network((4, 5, 3), jb.tanh, *pair)
@@ -29,6 +30,7 @@ def test_equals_the_product_of_jacobians(pair):
     close(jb.empirical_ntk(net, params, x, per_output=True), np.einsum("ikp,jkp->kij", j, j))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("block_size", [1, 2, 4, 5, 100])
 def test_blocks_of_any_size_give_the_same(block_size):
     params, x, _ = problem(NET, batch=7)

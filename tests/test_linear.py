@@ -92,6 +92,7 @@ def case(request):
         yield linear, *map(jnp.asarray, (w, a, delta, c))
 
 
+@pytest.mark.long(8)
 def test_it_is_its_matrix_on_the_rows_that_it_sees(case):
     linear, w, a, delta, c = case
     n = w.shape[0]
@@ -107,6 +108,7 @@ def test_it_is_its_matrix_on_the_rows_that_it_sees(case):
     np.testing.assert_allclose(total, expected.reshape(w.shape), atol=1e-12)
 
 
+@pytest.mark.long(13)
 def test_its_transpose_is_its_adjoint(case):
     linear, w, a, delta, _ = case
     back = linear.transpose(w, delta[0], a[0].shape)
@@ -116,6 +118,7 @@ def test_its_transpose_is_its_adjoint(case):
     np.testing.assert_allclose(jnp.vdot(back, a[1]), jnp.vdot(delta[0], forth), atol=1e-11)
 
 
+@pytest.mark.long(7)
 def test_a_convolution_is_the_dense_map_whose_matrix_is_written_out(case):
     linear, w, a, delta, c = case
     shape, z_shape = a.shape[1:], delta.shape[1:]

@@ -37,6 +37,7 @@ def batch_of(size, *weight):
     return (np.zeros(size), None, *weight)
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("weighted", [False, True], ids=["all alike", "weighted"])
 @pytest.mark.parametrize("gradient", GRADIENTS, ids=names)
 @pytest.mark.parametrize("net", [NET, SHARED], ids=["dense", "convolution"])
@@ -200,6 +201,7 @@ RULES: list[jb.Rule] = [
 ]
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("barrier", [False, True], ids=["as on a CPU", "as on an accelerator"])
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
 @pytest.mark.parametrize("net", [DEEP, SHARED, OWN], ids=["dense", "convolution", "own map"])
@@ -224,6 +226,7 @@ def test_parameters_of_nan_stay_nan():
     assert all(bool(jnp.isnan(leaf).any()) for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.long
 def test_it_takes_less_memory():
     """Sixty layers with all of their tape, and with every eighth a^l; and a batch in parts."""
     net = jb.Network((32, *[32] * 60, 10), jb.tanh, jb.softmax, jb.cross_entropy)

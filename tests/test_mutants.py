@@ -185,6 +185,7 @@ def _quiet():
         del sys.modules[name]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_quiet")
 def test_the_package_itself_survives(monkeypatch, tmp_path):
     text = "linear.apply(w, a)"
@@ -195,6 +196,7 @@ def test_the_package_itself_survives(monkeypatch, tmp_path):
     _shared(same)
 
 
+@pytest.mark.long(3)
 @pytest.mark.usefixtures("_quiet")
 @pytest.mark.parametrize("fault", MUTANTS)
 def test_the_battery_kills(fault, monkeypatch, tmp_path):

@@ -151,6 +151,7 @@ CASES = {
 }
 
 
+@pytest.mark.long(3)
 @pytest.mark.parametrize("name", CASES)
 def test_it_takes_steps_in_an_epoch(name):
     """Parameters move and stay finite, and the state keeps its structure, shapes and dtypes."""
@@ -292,6 +293,7 @@ def test_an_error_of_the_optimizer_s_own_comes_through():
         jb.train_step(NET, optimizer, state, X, T)
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("rate", [0.1, np.float32(0.1), jnp.float32(0.1)])
 @pytest.mark.parametrize(
     "inner", [optax.sgd, optax.adam, lambda learning_rate: optax.sgd(learning_rate, 0.9)]

@@ -84,6 +84,7 @@ def test_every_kind_of_fault_is_planted(tmp_path):
         assert max(differ) <= max(last, first + 1)
 
 
+@pytest.mark.long
 def test_every_file_has_faults(faults):
     files = {path.relative_to(mapped.PACKAGE).as_posix() for path in mapped.PACKAGE.rglob("*.py")}
     names_alone = {"plots.py"} | {name for name in files if name.endswith("__init__.py")}

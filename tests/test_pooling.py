@@ -57,6 +57,7 @@ def by_windows(pool, u):
     return lax.reduce_window(u, -jnp.inf, lax.max, (*size, 1), (*stride, 1), pads)
 
 
+@pytest.mark.long(27)
 @pytest.mark.parametrize("of", INPUTS)
 @pytest.mark.parametrize("name", CASES)
 def test_it_and_its_adjoint_are_those_of_reduce_window(name, of):

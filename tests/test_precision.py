@@ -31,6 +31,7 @@ def rounded(tree, dtype):
     return jax.tree.map(lambda leaf: leaf.astype(dtype).astype(leaf.dtype), tree)
 
 
+@pytest.mark.long(1)
 @each_net
 @each_dtype
 def test_the_gradient_is_that_of_float32_up_to_rounding(net, dtype):
@@ -50,6 +51,7 @@ def test_the_gradient_is_that_of_float32_up_to_rounding(net, dtype):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(ours)} == {"float32"}
 
 
+@pytest.mark.long(1)
 @each_net
 @each_dtype
 def test_norms_are_within_a_hundredth(net, dtype):
@@ -166,6 +168,7 @@ def test_autodiff_of_the_mean_cost_agrees(dtype):
     np.testing.assert_array_equal(cost, mean_cost(params))
 
 
+@pytest.mark.long(1)
 @each_dtype
 def test_training_keeps_parameters_and_optimizer_in_float32(dtype):
     net = NETS["dense"]

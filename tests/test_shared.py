@@ -224,6 +224,7 @@ BLOCKS = {
 }  # fmt: skip
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_blocks_of_any_size_give_the_same(name, monkeypatch):
     """Of 19 examples: in blocks of 8, one by one, or in even parts, and with a rest."""
@@ -255,6 +256,7 @@ def test_products_of_a_map_without_rows_go_by_parts_of_its_weights(monkeypatch):
 # ---- the longer ways
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("net", [SMALL, jb.Network((3, Banded(2)), jb.tanh)], ids=["1-D", "own"])
 def test_the_longer_way_gives_the_same_of_an_ordinary_batch(net, monkeypatch):
     taking(monkeypatch, lambda fine, plain, careful: careful())
@@ -271,6 +273,7 @@ def test_of_equal_examples_nothing_is_left_but_the_mean():
     assert float(jb.norm_test(alike)) == 0
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("spread", [1e-2, 1e-4])
 def test_a_spread_below_the_mean_is_not_lost(spread):
     """Against deviations in float64, of factors that hardly differ from example to example."""
@@ -316,6 +319,7 @@ def test_kronecker_factors_out_of_range_are_infinite_and_not_nan():
 # ---- what else the factors tell
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize(
     "net", [NET, SMALL, jb.Network((4, Circulant(), 2), jb.tanh)], ids=range(3)
 )
@@ -349,6 +353,7 @@ def test_histograms_count_positions():
         assert_close(counts, jnp.array([w @ below, w @ (values[0].size - below)], jnp.float32))
 
 
+@pytest.mark.long
 def test_the_whole_panel_of_an_epoch():
     params, x, t = problem(NET, batch=8)
     optimizer = optax.sgd(0.1)

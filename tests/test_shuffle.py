@@ -114,6 +114,7 @@ def cycles(orders):
     return (least == np.arange(orders.shape[-1])).sum(-1)
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize(
     "sizes",
     [

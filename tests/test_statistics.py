@@ -24,6 +24,7 @@ def test_norms(case):
     close(jb.layer_squared_norms(case.factors), np.stack(by_layer, 1))
 
 
+@pytest.mark.long(4)
 def test_moments(case):
     close(case.vector(jb.second_moment(case.factors)), case.p @ case.g**2)
     spread = case.p @ (case.g - case.mean) ** 2
@@ -38,6 +39,7 @@ def test_products(case):
     close(jb.inner_products(case.factors, as_lists), case.g @ case.vector(direction))
 
 
+@pytest.mark.long(2)
 def test_gram_across_two_batches(case):
     other = Case(case.net, batch=4, seed=3)
     # the same parameters, or the factors would be of two networks
@@ -125,6 +127,7 @@ def seen_at(linear, a, positions):
     return np.concatenate([np.asarray(rows, np.float64), np.ones((positions, 1))], axis=1)
 
 
+@pytest.mark.long(9)
 @pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("case", [c for c in CASES if c[0] != "a map of one's own"], indirect=True)
 def test_kronecker_factors(case, sharing):
@@ -156,6 +159,7 @@ def test_a_nan_row_poisons_what_it_must_and_a_masked_one_nothing():
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(values))
 
 
+@pytest.mark.long(7)
 @pytest.mark.parametrize(
     "quantity",
     [jb.squared_norms, jb.layer_squared_norms, jb.second_moment, jb.variance, jb.gram,

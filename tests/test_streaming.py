@@ -69,6 +69,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.long(2)
 @pytest.mark.parametrize("case", CASES)
 def test_a_stream_is_the_resident_epoch(case, tmp_path):
     net, optimizer, batch_size, labels, weighted = CASES[case]

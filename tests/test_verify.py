@@ -46,6 +46,7 @@ def verified(net, rule=None, **changes):
     return jb.verify(net, params, changes.get("x", x), changes.get("t", t), rule=rule)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["convolutions", "a map of one's own", "linear"])
 def test_a_right_network_passes(name):
     report = verified(NETS[name])
@@ -56,16 +57,19 @@ def test_a_right_network_passes(name):
     assert max(map(len, str(report).splitlines()[len(NETS[name].maps) + 6 :])) < 80
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head", HEADS[:8:3], ids=head_name)  # the fused ones, and a Jacobian
 def test_every_head_passes(head):
     assert verified(jb.Network((4, 5, 3), jb.silu, *head)).passed
 
 
+@pytest.mark.long
 def test_kinks_are_no_faults():
     """Where z is 0, as in absent rows, f' of the one and f'' of the other are a convention."""
     assert verified(jb.Network((4, 5, 3), (jb.leaky_relu_of(0.3),), jb.softsign)).passed
 
 
+@pytest.mark.long
 def test_labels_one_example_other_dtypes_and_other_structures():
     net = NETS["softmax"]
     params, x, _ = problem(net)
@@ -84,6 +88,7 @@ RULES = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_is_compared_with_a_recursion_of_its_own(name):
     rule, net = RULES[name]
@@ -185,6 +190,7 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.long(3)
 @pytest.mark.parametrize("what", WRONG)
 def test_what_is_wrong_is_named(what):
     net, culprit = WRONG[what]
@@ -204,6 +210,7 @@ def test_a_rule_that_raises_is_a_finding():
 # ---- what cannot be compared
 
 
+@pytest.mark.long
 def test_numbers_that_are_none_are_told():
     net = NETS["softmax"]
     params, x, t = problem(net)
@@ -219,6 +226,7 @@ def test_numbers_that_are_none_are_told():
         jb.verify(net, params, x[0], t[0])
 
 
+@pytest.mark.long
 def test_a_saturated_layer_is_told():
     net = jb.Network((4, 5, 3), jb.tanh, jb.softmax, jb.cross_entropy)
     params, x, t = problem(net)
@@ -235,6 +243,7 @@ def test_an_output_that_saturates_is_told():
     assert any("no number" in note or "nearly" in note for note in report.notes), report
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["saturated", "vanishing", "large", "dead"])
 def test_extremes_are_no_faults(name):
     """What autodiff or a difference loses there is theirs."""
@@ -263,6 +272,7 @@ def test_a_slope_that_is_wrong_in_a_narrow_place_is_named():
     assert {row.blame for row in report.failures} == {"f' of layer 1, narrow"}, str(report)
 
 
+@pytest.mark.long
 def test_low_precision_is_compared_too(monkeypatch):
     net = NETS["softmax"]
     params, x, t = problem(net)
@@ -279,6 +289,7 @@ def test_low_precision_is_compared_too(monkeypatch):
     assert [row.what for row in report.failures] == ["mean_gradient, in bfloat16"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["update_ratio", "units", "histograms", "empirical_ntk", "influence"]
 )
@@ -306,6 +317,7 @@ def test_a_row_knows_layer_and_entry():
     assert not Row("", float("nan"), 1.0).passed
 
 
+@pytest.mark.long
 def test_the_command_verifies_a_saved_network(tmp_path, capsys, monkeypatch):
     net = NETS["linear"]
     params, _, _ = problem(net)

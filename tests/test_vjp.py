@@ -44,6 +44,7 @@ def theirs(net, loss, params, x):
     return jax.grad(lambda params, x: loss(y(params, x)), argnums=(0, 1))(params, x)
 
 
+@pytest.mark.long(2)
 @pytest.mark.parametrize("name", ALL)
 def test_pull_gives_the_factors_of_any_loss(name):
     net, params, x = case(name)
@@ -95,6 +96,7 @@ def test_an_output_with_a_jacobian_of_its_own():
     assert_close(slope(jb.apply), slope(jb.predict))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("lead", [(), (1,), (2, 3), (2, 1, 3)])
 def test_any_leading_axes(lead):
     net, params, x = case("convolutions")
@@ -145,6 +147,7 @@ def test_a_rule_that_draws_has_a_key_for_every_example():
 # second derivatives, each beside autodiff of the forward pass
 
 
+@pytest.mark.long(6)
 @pytest.mark.parametrize("f", HIDDEN, ids=lambda f: f.name)
 def test_hessian_of_every_activation(f):
     net = jb.Network((3, 4, 2), f)

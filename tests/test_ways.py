@@ -122,6 +122,7 @@ TURNS = [
 ]  # fmt: skip
 
 
+@pytest.mark.long(17)
 @pytest.mark.parametrize(
     ("name", "made", "number", "above"),
     TURNS,
@@ -133,12 +134,14 @@ def test_each_way_turns_where_its_condition_does(name, made, number, above, take
     assert taken(function, made(number * 0.99))[own] != above
 
 
+@pytest.mark.long
 def test_the_longer_way_gives_the_same_of_an_ordinary_batch(monkeypatch):
     taking(monkeypatch, lambda fine, plain, careful: careful())
     with jax.disable_jit():
         battery.quantities_are_those_of_all_gradients(jb, jb.Network((3, 4, 3)))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_longer_way_takes_small_floats_as_float32(dtype, monkeypatch):
     taking(monkeypatch, lambda fine, plain, careful: careful())

@@ -45,6 +45,7 @@ RELUS = {
 }
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("df", RELUS)
 def test_a_slope_may_be_of_any_real_dtype(df):
     mine = jb.Activation("mine", STEP.f, RELUS[df])
@@ -53,6 +54,7 @@ def test_a_slope_may_be_of_any_real_dtype(df):
     assert_close(jax.tree.leaves(ours), jax.tree.leaves(theirs))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("one", [1, 1.0, True, np.float32(1)])
 def test_a_slope_may_be_a_constant(one):
     mine = jb.Activation("mine", lambda z: z, lambda z: one)
@@ -60,6 +62,7 @@ def test_a_slope_may_be_a_constant(one):
     assert_close(jax.tree.leaves(ours), jax.tree.leaves(theirs))
 
 
+@pytest.mark.long(1)
 @pytest.mark.parametrize("place", ["hidden", "output"])
 def test_a_slope_of_one_number_only_is_named(place):
     scalar = jb.Activation("scalar", jnp.sin, jax.grad(jnp.sin))
@@ -144,6 +147,7 @@ def test_an_output_may_have_a_pull(cost, df):
     assert_close(jb.empirical_ntk(net, PARAMS, X), kernel)
 
 
+@pytest.mark.long
 def test_softmax_is_such_an_output():
     z, e = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 2.0, -1.0])
     assert_close(jb.softmax.pull(z, e), jb.softmax.df(z).T @ e)

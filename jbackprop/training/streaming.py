@@ -4,6 +4,7 @@ JAX computes a step while Python goes on. So the next batch is read, and is on i
 device, while those before it compute: a few of them, lest batches and states pile up.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -79,6 +80,8 @@ def train_stream(
     if "weight" in options:
         raise ValueError("weight: expected in every batch, (x, t, weight), got one for all")
     copy = not isinstance(batches, _Gathered)
+    if isinstance(batches, _Gathered) and put is None:  # nobody else sees them
+        batches.held = AHEAD + 1
     told: list[Info] = []
     running: deque[Info] = deque()
     for number, batch in enumerate(batches):
@@ -140,19 +143,46 @@ def epoch_batches(
         if rows != n or n < 1:
             raise ValueError(f"{name}: expected a row for every example, got {rows}, and {n} of x")
     order = np.asarray(_order(state._replace(params=(), opt_state=(), feedback=()), n))
-    starts = range(0, len(order), int(batch_size))
-    batches = (order[start : start + int(batch_size)] for start in starts)
-    return _Gathered(tuple(_taken(rows, batch) for rows in data.values()) for batch in batches)
+    return _Gathered([*data.values()], order, int(batch_size))
 
 
 class _Gathered(Iterator[tuple[np.ndarray, ...]]):
-    """Batches in memory of their own: to copy them would take a tenth of a step at size M."""
+    """Rows of data in an order, a batch at a time, each in memory of its own.
 
-    def __init__(self, batches: Iterator[tuple[np.ndarray, ...]]) -> None:
-        self._batches = batches
+    With `held` there is memory for so many batches, which the next ones write over: new pages for
+    every batch, and a copy to where JAX may read it in place, take a tenth of a step at size M."""
+
+    def __init__(self, data: list[Any], order: np.ndarray, batch_size: int) -> None:
+        self.held: int | None = None
+        self._data, self._order, self._size, self._done = data, order, batch_size, 0
+        self._memory: dict[tuple[int, int], np.ndarray] = {}
 
     def __next__(self) -> tuple[np.ndarray, ...]:
-        return next(self._batches)
+        start = self._done * self._size
+        rows = self._order[start : start + self._size]
+        if not len(rows):
+            raise StopIteration
+        self._done += 1
+        return tuple(self._taken(i, rows) for i in range(len(self._data)))
+
+    def _taken(self, i: int, rows: np.ndarray) -> np.ndarray:
+        """data[rows] of the i-th array."""
+        data = self._data[i]
+        if not isinstance(data, np.ndarray):
+            return _read(data, rows)
+        if self.held is None or data.dtype.hasobject:
+            return data[rows]
+        place = i, self._done % self.held
+        if place not in self._memory:
+            self._memory[place] = _aligned((self._size, *data.shape[1:]), data.dtype)
+        return np.take(data, rows, axis=0, out=self._memory[place][: len(rows)], mode="clip")
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """New memory, which JAX on a CPU reads where it lies."""
+    size = np.dtype(dtype).itemsize * math.prod(shape)
+    room = np.empty(size + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :][:size].view(dtype).reshape(shape)
 
 
 _order = jax.jit(epoch_order, static_argnums=1)  # bare, 1 ms more: operation by operation
@@ -163,11 +193,9 @@ def _indexed(data: Any) -> Any:
     return data if hasattr(data, "shape") and not isinstance(data, jax.Array) else np.asarray(data)
 
 
-def _taken(data: Any, rows: np.ndarray) -> np.ndarray:
-    """data[rows]"""
-    if isinstance(data, np.ndarray):
-        return data[rows]
-    by = np.argsort(rows)  # of a file's, h5py takes increasing rows alone
+def _read(data: Any, rows: np.ndarray) -> np.ndarray:
+    """data[rows] of a file's, of which h5py takes increasing rows alone."""
+    by = np.argsort(rows)
     found = np.asarray(data[rows[by]])
     taken = np.empty_like(found)
     taken[by] = found

@@ -28,6 +28,7 @@ def _standard_promotion():
         yield
 
 
+@pytest.mark.long
 def test_the_whole_command_at_toy_size(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(

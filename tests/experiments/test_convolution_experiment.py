@@ -19,6 +19,7 @@ def _standard_promotion():
         yield
 
 
+@pytest.mark.long
 def test_it_writes_all_that_it_promises(tmp_path, capsys):
     assert convolution.main(convolution.Options(quick=True, out=tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
@@ -33,6 +34,7 @@ def test_it_writes_all_that_it_promises(tmp_path, capsys):
     assert "Largest relative difference from jax.grad" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_one_dimensional_digits_are_drawn_without_a_network(tmp_path, capsys, monkeypatch):
     def no_network(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("it reached for the network")

@@ -36,6 +36,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_digits_writes_all_that_it_promises(tmp_path):
     tmp_path = tmp_path / "runs[bold]"  # no markup
     status, output = ran("digits", "--epochs", 3, "--sizes", 20, 12, "--seed", 7, "--out", tmp_path)
@@ -71,6 +72,7 @@ def test_digits_writes_all_that_it_promises(tmp_path):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_digits_learns_with_every_kind_of_option(tmp_path):
     status, output = ran(
         "digits", "--epochs", 12, "--sizes", 64, 32, "--hidden", "tanh", "relu",
@@ -95,6 +97,7 @@ def test_training_that_breaks_down_stops_and_keeps_what_was_written(tmp_path):
     assert (folder / "config.json").is_file()
 
 
+@pytest.mark.long
 def test_interrupted_between_epochs_it_keeps_what_was_written_and_says_where(tmp_path):
     process = start("digits", "--epochs", 100_000, "--out", tmp_path)
     assert process.stdout is not None

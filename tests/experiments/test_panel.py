@@ -14,6 +14,7 @@ def _standard_promotion():
         yield
 
 
+@pytest.mark.long
 def test_the_experiment_draws_one_page(tmp_path, capsys):
     assert panel.main(panel.Options(quick=True, out=tmp_path)) == 0
     (folder,) = tmp_path.iterdir()
@@ -37,6 +38,7 @@ def run(net, epochs=2):
     return info.observed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sizes", [(4, 3), (4, 5, 6, 7, 3)])
 def test_a_panel_can_be_drawn_for_any_depth(sizes, tmp_path):
     figure = jb.plot_panel(run(jb.Network(sizes)))

@@ -62,6 +62,7 @@ def empirical_epsilon(inside, outside, delta):
     return float(np.log(max(sure_hits - delta, 1e-9) / most_alarms))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_an_auditor_finds_no_more_than_epsilon_and_finds_what_is_wrong(rate, monkeypatch):
     settings, sigma, delta, trials = options(expected_size=int(4 * rate)), 1.0, 1e-5, 10_000

@@ -342,6 +342,7 @@ def assert_close(found, expected, tolerance):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_give_the_parameters_of_one(tmp_path):
     process = started(tmp_path, FIRST_STEP, "--batch-size", 54, "--epochs", 1, devices=2, spared="")
     outcome = ended(tmp_path, process)
@@ -367,6 +368,7 @@ def test_two_processes_of_two_devices_give_the_parameters_of_one(tmp_path):
     assert_close(jb.load(folder / "net.npz")[1], epoch.params, 1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("who", ["the launcher", "a worker"])
 def test_asked_to_stop_all_stop_after_the_same_epoch(who, tmp_path):
     process = started(tmp_path, "", "--epochs", 100_000)
@@ -403,6 +405,7 @@ def numbers(folder):
     return [np.asarray(leaf).tobytes() for leaf in leaves], timeless
 
 
+@pytest.mark.long
 def test_killed_in_one_process_a_run_goes_on_in_all_to_the_same_bits(tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder, made in ((whole, ""), (cut, "at(1, 4, send(signal.SIGKILL))")):

@@ -153,6 +153,7 @@ def killed_and_resumed(moment: tuple[int, float], number: int, parent: Path) -> 
     return Kill(fell, status, output, folder)
 
 
+@pytest.mark.long
 @fault(
     "kill -9, at any moment",
     "`--resume` goes on after the last epoch that was saved, or from the beginning, and ends with "
@@ -178,6 +179,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_end(
     assert counts[SAVING] + counts[BETWEEN] >= KILLS / 3
 
 
+@pytest.mark.long
 def test_killed_again_and_again_it_comes_to_the_same_end(whole: Whole, tmp_path: Path) -> None:
     draw = random.Random(SEED)
     killed((1, 0.2 * draw.random()), 0, "--out", tmp_path)
@@ -191,6 +193,7 @@ def test_killed_again_and_again_it_comes_to_the_same_end(whole: Whole, tmp_path:
 # Signals
 
 
+@pytest.mark.long
 @fault(
     "SIGTERM, or Ctrl-C",
     "the epoch is ended and saved, and its figures are drawn; the status is 143 or 130. "
@@ -330,6 +333,7 @@ def flip_bit(file: Path) -> None:
 DAMAGED = "a warning names the file; `--resume` goes on from the one before, to the same end"
 
 
+@pytest.mark.long(1)
 @fault("a file of the newest checkpoint is cut short, or gone", DAMAGED)
 @fault("a bit of the newest checkpoint flips", DAMAGED)
 @fault("metrics.jsonl is cut short", "its lines are in the checkpoint, and written anew")

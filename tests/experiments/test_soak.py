@@ -39,6 +39,7 @@ def test_what_grows_is_seen(grows, well):
     assert verdict("train_epoch", looks(**grows), bound=8).well is well
 
 
+@pytest.mark.long
 def test_a_short_soak_passes_and_one_that_keeps_arrays_does_not(tmp_path, monkeypatch, capsys):
     options = soak.Options(steps=2000, out=tmp_path, bound=200)
     assert soak.main(options) == 0

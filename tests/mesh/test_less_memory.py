@@ -20,6 +20,7 @@ HOWS = {
 }
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("net", [DENSE, SPATIAL], ids=["dense", "spatial"])
 @pytest.mark.parametrize(("how", "tolerance"), HOWS.values(), ids=HOWS)

@@ -110,6 +110,7 @@ def assert_same(found, expected, tolerance):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
 
 
+@pytest.mark.long(30)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("call", CALLS)
@@ -166,6 +167,7 @@ def test_within_shard_map_a_batch_is_the_devices_own(kind, check_vma, given):
     assert_same(found, expected, 1e-6)
 
 
+@pytest.mark.long(20)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("call", CALLS)
 def test_everything_works_within_shard_map(call, net, given):

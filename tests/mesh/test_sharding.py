@@ -71,6 +71,7 @@ def assert_lies(found, lies):
         assert {shard.data.shape for shard in leaf.addressable_shards} == {shape}
 
 
+@pytest.mark.long(10)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("net", NETS)
@@ -90,6 +91,7 @@ def test_twenty_steps_give_the_numbers_of_one_device(net, style, kind, optimizer
         assert_lies(found, expected)
 
 
+@pytest.mark.long(4)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("style", STYLES)
@@ -103,6 +105,7 @@ def test_gradients_are_those_of_one_device(style, net, kind):
         assert_same(of(state.params, *rows), of(alone.params, *batch), 1e-6)
 
 
+@pytest.mark.long(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spread", [False, True], ids=["everywhere", "along its examples"])
 @pytest.mark.parametrize("style", STYLES)
@@ -132,6 +135,7 @@ def everywhere(mesh, tree):
     return jax.device_put(tree, NamedSharding(mesh, P()))
 
 
+@pytest.mark.long(6)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spread", [False, True], ids=["everywhere", "along its examples"])
 @pytest.mark.parametrize("style", STYLES)

@@ -22,6 +22,7 @@ def data():
     return np.asarray(x), np.minimum(np.arange(N) % 8, 4)
 
 
+@pytest.mark.long(6)
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
 @pytest.mark.parametrize("style", ["data", "fsdp"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weights"])

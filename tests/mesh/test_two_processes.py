@@ -59,6 +59,7 @@ def ranks(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
 
 
+@pytest.mark.long(20)
 @pytest.mark.parametrize("call", QUANTITIES)
 @pytest.mark.parametrize("net", ["dense", "spatial"])
 def test_a_batch_over_processes_gives_the_numbers_of_one_device(ranks, net, call):
