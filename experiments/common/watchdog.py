@@ -117,21 +117,23 @@ class Watchdog:
         limit = self._within or max(self.patience, 2 * self._longest)
         if now - self._since <= limit:
             return ""
+        if silent := self.silent(now, self.patience / 2):  # since a beat after the last that moved
+            return silent
         return f"nothing has moved for {now - self._since:.0f} s: {self._where()}"
 
     def silent(self, now: float, seconds: float) -> str:
         """Who has not been heard of for so long, the longest first; '' where there is nobody."""
         if not self.store:
             return ""
-        if self.rank and now - self._answered > seconds:
+        late = {r: when for r, (_, when) in self._heard.items() if now - when > seconds}
+        late.pop(self.rank, None)
+        # the service was heard of at rank 0's last beat, or a little later
+        unanswered = now - self._answered > (seconds / 2 if 0 in late else seconds)
+        if self.rank and unanswered:
             found = [("rank 0, with the coordination service,", self._answered, self._heard[0][0])]
         else:
-            others = sorted((when, rank) for rank, (_, when) in self._heard.items())
-            found = [
-                (f"rank {rank}", when, self._heard[rank][0])
-                for when, rank in others
-                if rank != self.rank and now - when > seconds
-            ]
+            by = sorted(late, key=lambda rank: (late[rank], rank))
+            found = [(f"rank {rank}", late[rank], self._heard[rank][0]) for rank in by]
         return "; ".join(
             f"{who} was last heard of {now - when:.0f} s ago, at step {beat.step}: "
             "killed, stopped or cut off"
@@ -193,8 +195,8 @@ def leave() -> NoReturn:
 
 
 def _place() -> str:
-    """The line of the program that the main thread is at: neither JAX's nor of `Team`."""
+    """The line of the program that the main thread is at: neither JAX's nor one that waits for others."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame and re.search(r"site-packages|common.processes", frame.f_code.co_filename):
+    while frame and re.search(r"site-packages|common.(processes|watchdog)", frame.f_code.co_filename):
         frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "its end"
