@@ -195,8 +195,9 @@ def leave() -> NoReturn:
 
 
 def _place() -> str:
-    """The line of the program that the main thread is at: neither JAX's nor one that waits for others."""
+    """The line of the program that the main thread is at: not JAX's, and none that only waits."""
+    passed = re.compile(r"site-packages|common.(processes|watchdog)")
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame and re.search(r"site-packages|common.(processes|watchdog)", frame.f_code.co_filename):
+    while frame and passed.search(frame.f_code.co_filename):
         frame = frame.f_back
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else "its end"

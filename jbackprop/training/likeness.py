@@ -58,6 +58,7 @@ def likeness(net: Network, optimizer: Any, rule: Rule, state: TrainState) -> dic
     return json.loads(json.dumps(told))
 
 
+@functools.cache  # 7 ms, which every save would take
 def _versions() -> dict[str, str]:
     from jbackprop import __version__  # known when all is imported
 
