@@ -125,6 +125,22 @@ def test_what_comes_back_is_what_was_saved(kind, dtype, tmp_path):
         same(restored(tmp_path, start, net, optimizer, **rule), state)
 
 
+@pytest.mark.parametrize("small", [0, 40, 2**20])
+def test_it_does_not_matter_which_arrays_are_written_as_one(small, tmp_path, monkeypatch):
+    start = state_of(NET, ADAM)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "SMALL", small)
+        with jb.Checkpoints(tmp_path, NET, ADAM) as checkpoints:
+            checkpoints.save(state_of(NET, ADAM, step=7), extra={"none": np.ones((0, 3)), "a": 2.0})
+    joined = sealed.described(*tmp_path.iterdir())["joined"]
+    assert ("params.0.b" in joined, "params.0.w" in joined) == (small >= 40, small > 40)
+    with jb.Checkpoints(tmp_path, NET, ADAM) as checkpoints:
+        found, extra = checkpoints.restore(start)
+    same(found, state_of(NET, ADAM, step=7))
+    assert extra["none"].shape == (0, 3)
+    assert (extra["a"].shape, float(extra["a"])) == ((), 2.0)
+
+
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
 def test_keys_of_every_kind(impl, tmp_path):
     key = jax.random.key(3, impl=impl)

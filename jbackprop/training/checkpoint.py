@@ -1,8 +1,8 @@
 """Checkpoints: the whole `TrainState` on disk, from which training goes on to the bit.
 
-A checkpoint is a folder: the arrays as orbax writes them, and a description of what they are of,
-with a digest of every file and a checksum of every array. It is written behind the training, and
-gets its name in one stroke, when all of it is there.
+A checkpoint is a folder: the arrays as orbax writes them, small ones as one, and a description of
+what they are of, with a digest of every file and a checksum of every array. It is written behind
+the training, and gets its name in one stroke, when all of it is there.
 """
 
 import os
@@ -150,11 +150,13 @@ class Checkpoints:
         sums = checksums(leaves)
         arrays = {name: storage.on_host(leaf) for name, leaf in leaves.items()}
         arrays |= {f"extra.{name}": value for name, value in beside.items()}
+        told["joined"] = storage.small(arrays)
         self._writer = self._writer or storage.writer(self._seal)
         self._writing = saved, told, sums
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            storage.write(self._writer, self._folder / saved.name, arrays)
+            whole = storage.joined(arrays, told["joined"])
+            storage.write(self._writer, self._folder / saved.name, whole)
         except Exception as error:
             self._not_written(error)
 
@@ -257,7 +259,7 @@ class Checkpoints:
         wanted = {name: storage.to_be(leaf) for name, leaf in given.items()}
         for name, (dtype, shape, _) in told["extra"].items():
             wanted[f"extra.{name}"] = np.empty(shape, jnp.dtype(dtype))
-        found = storage.read(folder, wanted)
+        found = storage.read(folder, wanted, told["joined"])
         extra = {name: found[f"extra.{name}"] for name in told["extra"]}
         leaves = {name: jnp.asarray(found[name]) for name in given}
         sums = {name: np.asarray(s).tolist() for name, s in checksums(leaves).items()}
