@@ -53,7 +53,8 @@ def train_stream(
             several processes each gives its own rows, as many as the others in every step.
         options: all else that `train_step` takes: `rule`, `gradient`, `observe`, `donate` …
             With `donate` every step writes over the state before it, the caller's too; without,
-            up to four of them are held at a time.
+            up to four of them are held at a time. JAX on a CPU waits for the end of a step whose
+            state is donated, so that nothing is read meanwhile.
 
     Returns:
         The next state, and an `Info` whose leaves have a leading axis: the steps. Each is fetched
