@@ -185,6 +185,17 @@ def test_an_iterator_may_use_its_memory_again():
     assert_same((ours.params, info), (theirs.params, expected))
 
 
+def test_batches_are_gathered_into_memory_that_no_step_reads_any_more():
+    net = jb.Network((16, 256, 16))
+    x, t = np.random.default_rng(0).normal(size=(2, 64 * 40, 16)).astype(np.float32)
+    state = jb.init_state(net, SGD, KEY)
+    batches = jb.epoch_batches(state, x, t, batch_size=64)
+    ours, info = jb.train_stream(net, SGD, state, batches)
+    kept = [*jb.epoch_batches(state, x, t, batch_size=64)]
+    theirs, expected = jb.train_stream(net, SGD, state, kept)
+    assert_same((ours.params, info), (theirs.params, expected))
+
+
 def test_the_next_batch_is_read_while_steps_compute_and_two_at_most():
     """Of every step under way the costs are not there yet."""
     net = jb.Network((600, 601, 3))
