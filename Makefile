@@ -44,7 +44,8 @@ COMPILED := JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/compiled JAX_PERSISTENT_CA
 # Without the compiler's optimisations the tests take half the time. On the newest Python they run
 # with them and without the checks of every annotation, as users do.
 # Lines are counted there too: before Python 3.12 that takes a fifth of the time.
-COVERED := --cov --cov-report=term-missing:skip-covered --cov-fail-under=98
+COVERED := --cov --cov-report=
+ALL_COVERED := --cov --cov-append --cov-report=term-missing:skip-covered --cov-fail-under=98
 AS_USERS := -o addopts="--doctest-modules --doctest-glob=README.md --strict-markers"
 QUICK = $(COMPILED) XLA_FLAGS="$$($(RUN) tools/quick_compiler.py)"
 
@@ -77,7 +78,7 @@ test-newest: ## the short ones on the newest Python here, with coverage
 test-there: $(STAMP)
 	$(RUN) -c "import jax, sys; print('Python', sys.version.split()[0], '- JAX', jax.__version__)"
 	$(COMPILED) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --cases $(CASES) --deselect $(TOY) $(COVERED)
-	$(MESH) $(QUICK) $(RUN) -m pytest $(AS_USERS) $(SHARED) --cases $(CASES) tests/mesh $(STRICTER)
+	$(MESH) $(QUICK) COVERAGE_CORE=sysmon $(RUN) -m pytest $(AS_USERS) $(SHARED) --cases $(CASES) tests/mesh $(STRICTER) $(ALL_COVERED)
 
 test-wheel: $(STAMP) ## the same from the built wheel, elsewhere
 	rm -rf dist .venv-wheel

@@ -46,7 +46,7 @@ def verified(net, rule=None, **changes):
     return jb.verify(net, params, changes.get("x", x), changes.get("t", t), rule=rule)
 
 
-@pytest.mark.long
+@pytest.mark.long(1)
 @pytest.mark.parametrize("name", ["convolutions", "a map of one's own", "linear"])
 def test_a_right_network_passes(name):
     report = verified(NETS[name])
@@ -317,7 +317,6 @@ def test_a_row_knows_layer_and_entry():
     assert not Row("", float("nan"), 1.0).passed
 
 
-@pytest.mark.long
 def test_the_command_verifies_a_saved_network(tmp_path, capsys, monkeypatch):
     net = NETS["linear"]
     params, _, _ = problem(net)
