@@ -32,9 +32,9 @@ def pytest_collection_modifyitems(config, items):
         # by a hash: a stride would meet the same value of a parameter again and again
         of_one.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
         rest.update(of_one[always:])
-    kept = [item for item in items if (item in rest) == (which == "rest")]
-    config.hook.pytest_deselected(items=[item for item in items if item not in {*kept}])
-    items[:] = kept
+    out = [item for item in items if (item in rest) != (which == "rest")]
+    items[:] = [item for item in items if (item in rest) == (which == "rest")]
+    config.hook.pytest_deselected(items=out)
 
 
 @pytest.fixture(autouse=True)

@@ -58,6 +58,7 @@ def step_of(
     weight: Any,
     how: How,
 ) -> tuple[TrainState, Info]:
+    """(the next state, what is told of the step) of a batch that passed the `border`."""
     rule, gradient, observe, compute_dtype, microbatches, remat, place = how
     x, t, weight = own_rows(place, x, t, weight)
     params, opt_state, feedback, key, step = state

@@ -55,7 +55,8 @@ def small(arrays: dict[str, Any]) -> list[str]:
 def joined(arrays: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """The same arrays, but those of these names as one row of bytes."""
     rows = [np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8) for name in names]
-    rest = {name: value for name, value in arrays.items() if name not in {*names}}
+    among = {*names}
+    rest = {name: value for name, value in arrays.items() if name not in among}
     return rest | ({JOINED: np.concatenate(rows)} if rows else {})
 
 
@@ -73,7 +74,8 @@ def read(folder: Path, like: dict[str, Any], names: list[str]) -> dict[str, Any]
     ocp = orbax()
     from etils import epath  # comes with orbax
 
-    wanted = {name: value for name, value in like.items() if value.size and name not in {*names}}
+    among = {*names}
+    wanted = {name: value for name, value in like.items() if value.size and name not in among}
     sizes = [math.prod(like[name].shape) * like[name].dtype.itemsize for name in names]
     if names:
         wanted[JOINED] = np.empty(sum(sizes), np.uint8)
@@ -131,10 +133,12 @@ def _on_host(value: Any) -> np.ndarray:
 
 
 def digest(value: np.ndarray) -> str:
+    """The SHA-256 of its numbers."""
     return hashlib.sha256(value.tobytes()).hexdigest()
 
 
 def is_key(leaf: Any) -> bool:
+    """Whether it is typed keys, or the shape of such."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 

@@ -151,7 +151,7 @@ class _Gathered(Iterator[tuple[np.ndarray, ...]]):
     """Rows of data in an order, a batch at a time, each in memory of its own.
 
     With `held` there is memory for so many batches, which the next ones write over: new pages for
-    every batch, and a copy to where JAX may read it in place, take a tenth of a step at size M."""
+    every batch, and a copy to where JAX may read it, take a twentieth of a step at size M."""
 
     def __init__(self, data: list[Any], order: np.ndarray, batch_size: int) -> None:
         self.held: int | None = None
