@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -474,6 +474,23 @@ def test_without_the_store_that_jax_keeps_private_a_watchdog_still_has_its_patie
         assert watchdog.verdict(now + 25) == ""
         assert "nothing has moved for 4" in watchdog.verdict(now + 40)
         assert watchdog.silent(now + 1000, 30) == ""
+    finally:
+        watchdog.stop()
+
+
+def test_who_is_silent_is_named_where_nothing_moves_either():
+    """A beat comes after the last move: so that limit is reached first."""
+    watchdog = Watchdog(1, 3, patience=30, store=Store())
+    try:
+        watchdog.reached(5)
+        watchdog.store, now = cast(Any, object()), time.monotonic()
+        watchdog._hear({0: (1, 1, 5, "a.py:1"), 2: (1, 1, 5, "a.py:1")}, {}, now + 0.5)
+        assert watchdog.silent(now + 30.2, 30) == ""
+        assert re.match("rank 0, with the coordination service, was", watchdog.verdict(now + 30.2))
+        watchdog._hear({0: (2, 1, 5, "a.py:1"), 2: (1, 1, 5, "a.py:1")}, {}, now + 29)
+        assert re.match(r"rank 2 was last heard of 30 s", watchdog.verdict(now + 30.2))
+        watchdog._hear({0: (3, 1, 5, "a.py:1"), 2: (2, 1, 5, "a.py:1")}, {}, now + 29)
+        assert "nothing has moved for 30 s: " in watchdog.verdict(now + 30.2)
     finally:
         watchdog.stop()
 
